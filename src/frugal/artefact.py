@@ -1,0 +1,146 @@
+"""The artefact: the file that a run leaves for use, and what is needed to read it back.
+
+A safetensors file holds the network's state and, as its one metadata entry, how to build the network: its bytes depend on
+weights and configuration only. A checkpoint says the same of itself under the key "frugal".
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from frugal import settings
+from frugal.errors import RunError
+from frugal.record import write_atomic
+
+
+@dataclass
+class Description:
+    """How to build a network and feed it; plain values only.
+
+    Args:
+        model: the model option's node (with `_target_` and `network`).
+        dims: what the network takes from the data, as `ArrayDataModule.dims()`.
+        task: the data's task.
+        preprocess: the option's node and, under "state", the statistics of the training split.
+        data: the data option's node, the default of an evaluation.
+    """
+
+    model: dict[str, Any]
+    dims: dict[str, Any]
+    task: str
+    preprocess: dict[str, Any]
+    data: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "dims": self.dims,
+            "task": self.task,
+            "preprocess": self.preprocess,
+            "data": self.data,
+        }
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any], path: Path) -> Description:
+        try:
+            return cls(**{key: plain[key] for key in ("model", "dims", "task", "preprocess", "data")})
+        except (KeyError, TypeError):
+            raise RunError(f"{path}: does not say which network it holds; it was not written by Frugal") from None
+
+
+def build_network(description: Description) -> nn.Module:
+    """The network with fresh weights; every target in it passes the allow-list."""
+    network = settings.instantiate(description.model["network"], "model.network", **description.dims)
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def write(network: nn.Module, description: Description, path: Path) -> None:
+    """Write the network's state to `path` (safetensors), whole or not at all."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    # One metadata key: safetensors keeps them in a hash map, whose order would differ from run to run.
+    metadata = {"frugal": json.dumps(description.to_dict(), sort_keys=True)}
+    write_atomic(path, save(_without_shared(state), metadata=metadata))
+
+
+def load(path: Path) -> tuple[nn.Module, Description]:
+    """Read a network from an artefact or a checkpoint. Raises RunError with one line for anything else."""
+    state, plain = read(path)
+    description = Description.from_dict(plain, path)
+    network = build_network(description)
+    load_state(network, state, path)
+    return network.eval(), description
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State and plain description from an artefact or a checkpoint, without building anything."""
+    if not path.is_file():
+        raise RunError(f"{path}: no such file; give a run's folder, a checkpoint (.ckpt) or an artefact (.safetensors)")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                plain = json.loads((file.metadata() or {}).get("frugal", "{}"))
+                return {name: file.get_tensor(name) for name in file.keys()}, plain  # noqa: SIM118
+        except (SafetensorError, json.JSONDecodeError, OSError) as error:
+            raise RunError(f"{path}: not a safetensors artefact ({str(error).splitlines()[0]})") from None
+    checkpoint = read_checkpoint(path)
+    prefix = "network."
+    state = {k[len(prefix) :]: v for k, v in checkpoint.get("state_dict", {}).items() if k.startswith(prefix)}
+    return state, checkpoint.get("frugal", {})
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's contents: plain containers and tensors, or nothing is loaded."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise RunError(f"{path}: refused, it holds more than tensors and plain containers (or is damaged)") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise RunError(f"{path}: not a checkpoint ({str(error).splitlines()[0]})") from None
+    if not isinstance(checkpoint, dict):
+        raise RunError(f"{path}: not a checkpoint (it holds a {type(checkpoint).__name__})")
+    return checkpoint
+
+
+def load_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load by name and shape; a state of another network is refused with the first name that differs."""
+    own = network.state_dict()
+    for name, tensor in own.items():
+        if name not in state:
+            raise RunError(f"{path}: holds another network (it has no {name})")
+        if state[name].shape != tensor.shape:
+            shapes = f"{tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+            raise RunError(f"{path}: holds another network ({name} is {shapes})")
+    extra = sorted(set(state) - set(own))
+    if extra:
+        raise RunError(f"{path}: holds another network (it has {extra[0]} besides)")
+    network.load_state_dict(state)
+
+
+def find(source: Path) -> Path:
+    """The file to read for a run's folder, a checkpoint or an artefact: the artefact where there is one."""
+    if not source.is_dir():
+        return source
+    for candidate in (source / "model.safetensors", source / "checkpoints" / "last.ckpt"):
+        if candidate.is_file():
+            return candidate
+    raise RunError(f"{source}: neither an artefact nor a checkpoint lies here")
+
+
+def _without_shared(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """safetensors refuses tensors that share memory (tied weights): each gets its own."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in state.items():
+        result[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return result

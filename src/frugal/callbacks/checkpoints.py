@@ -1,0 +1,147 @@
+"""Checkpoints from which a killed run goes on bit for bit: `last` by the clock and at the end, `best` by a metric.
+
+Each is written beside, synced and renamed, so that a kill at any moment leaves the old file or the new one. They hold plain
+containers and tensors and load with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from frugal.record import write_atomic
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's own reading and format; writing is all or nothing."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(Path(path), buffer.getbuffer())
+
+
+class Checkpoints(Checkpoint):
+    """Writes `last.ckpt` and `best.ckpt` into `folder`.
+
+    Args:
+        folder: where they go.
+        monitor: the metric by which `best` is chosen; where it is never logged there is no `best`.
+        mode: "min" or "max".
+        every_s: `last` is written after a micro-batch once this many seconds have passed since it was last written.
+        every_steps: and after every so many optimizer steps.
+        meta: what else a checkpoint says of itself under the key "frugal"; plain values.
+        on_step: called once for each optimizer step that was executed.
+        extends: the run had ended and is trained on: what stopped it then does not stop it now.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        monitor: str = "val/loss",
+        mode: str = "min",
+        every_s: float = 60.0,
+        every_steps: int | None = None,
+        meta: dict[str, Any] | None = None,
+        on_step: Callable[[], None] | None = None,
+        extends: bool = False,
+    ) -> None:
+        self.folder, self.monitor, self.mode = Path(folder), monitor, mode
+        self.every_s, self.every_steps = every_s, every_steps
+        self.meta = meta or {}
+        self.on_step = on_step
+        self.extends = extends
+        self.best: float | None = None
+        self._stopped = False
+        self._owed = False
+        self._written_at = time.monotonic()
+        self._step = -1
+
+    @property
+    def state_key(self) -> str:
+        return "frugal.Checkpoints"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "stopped": self._stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self._stopped = state_dict["best"], state_dict["stopped"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._written_at = time.monotonic()
+        self._step = trainer.global_step
+        # Lightning saves no `should_stop`: without this a run that early stopping had ended would train on.
+        if self._stopped and not self.extends:
+            trainer.should_stop = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._step:  # an accumulating micro-batch
+            return
+        self._step = step
+        if self.on_step is not None:
+            self.on_step()
+        if not self._owed:
+            self._owed = self._due(step)
+        # A validation that follows this batch belongs to its checkpoint, and so does what hangs on it (early stopping,
+        # `best`): where one follows, the checkpoint is owed to the next batch or to the epoch's end.
+        followed = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or (batch_idx + 1) % trainer.val_check_batch == 0
+        if self._owed and not followed:
+            self._write(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or self.monitor not in trainer.callback_metrics:
+            return
+        value = float(trainer.callback_metrics[self.monitor])
+        if self.best is None or (value < self.best if self.mode == "min" else value > self.best):
+            self.best = value
+            trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._owed or self._due(trainer.global_step):
+            self._write(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["frugal"] = self.meta
+        if "loops" in checkpoint:
+            _correct_epoch_progress(trainer, checkpoint["loops"]["fit_loop"])
+
+    def _due(self, step: int) -> bool:
+        by_step = self.every_steps is not None and step % self.every_steps == 0
+        return by_step or time.monotonic() - self._written_at >= self.every_s
+
+    def _write(self, trainer: Trainer) -> None:
+        self._stopped = bool(trainer.should_stop)
+        trainer.save_checkpoint(self.folder / "last.ckpt")
+        self._written_at = time.monotonic()
+        self._owed = False
+
+
+def _correct_epoch_progress(trainer: Trainer, fit_loop: dict[str, Any]) -> None:
+    """Count the epochs from the batches.
+
+    After a resume from an epoch's last batch Lightning (2.6) carries the epoch's progress one too low, and the resume after
+    that would train up to an epoch more.
+    """
+    batches = int(trainer.num_training_batches)
+    ready = int(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
+    if batches <= 0 or ready <= 0:
+        return
+    epochs = (ready - 1) // batches + 1
+    for part in ("total", "current"):
+        fit_loop["epoch_progress"][part]["ready"] = epochs
+        fit_loop["epoch_progress"][part]["started"] = epochs

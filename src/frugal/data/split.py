@@ -1,0 +1,30 @@
+"""Cutting a validation split from the training split: seeded and, for classes, stratified."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from frugal.data.sampler import permutation
+from frugal.errors import SettingsError
+
+
+def holdout(y: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Which samples are held out: a mask (N,) of round(N * fraction) True.
+
+    Integer targets are classes: each gives its share, exact to one sample (largest remainder), and keeps at least
+    one for training. Float targets are drawn without regard to their value.
+    """
+    if not 0 <= fraction < 1:
+        raise SettingsError(f"data.val_fraction={fraction} is not in [0, 1)")
+    mask = np.zeros(len(y), dtype=bool)
+    order = permutation(len(y), seed, 0)
+    if not np.issubdtype(y.dtype, np.integer):
+        mask[order[: round(len(y) * fraction)]] = True
+        return mask
+    labels, sizes = np.unique(y, return_counts=True)
+    shares = sizes * fraction
+    counts = np.floor(shares).astype(np.int64)
+    counts[np.argsort(counts - shares, kind="stable")[: round(len(y) * fraction) - counts.sum()]] += 1
+    for label, count in zip(labels, np.minimum(counts, sizes - 1), strict=True):
+        mask[order[y[order] == label][:count]] = True
+    return mask

@@ -1,0 +1,387 @@
+"""A run's folder: opened or found again, locked, and holding everything that one run leaves.
+
+    logs/<experiment>/<name>-<hash>/
+        config.yaml  overrides.yaml  manifest.json  git.patch     what was asked, and of what code and machine
+        checkpoints/last.ckpt  checkpoints/best.ckpt              plain containers and tensors
+        model.safetensors  metrics.csv  record.json  run.log      what came of it
+        progress.bin                                              steps really executed, kept by the kernel through a kill
+
+A single run always gets a folder of its own. Within a sweep a job is known by its hash, the source's and the data's, so
+that finished jobs are skipped, cut-off ones continued and failed ones run again. Locks are the operating system's, on the
+folder itself: a killed process holds none. Torch-free.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import json
+import logging
+import mmap
+import os
+import platform
+import re
+import shlex
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from frugal.errors import RunError
+from frugal.identity import Identity
+from frugal.record import FILE_NAME, Record, write_atomic
+
+log = logging.getLogger("frugal")
+
+CONFIG, OVERRIDES, MANIFEST, LOG, ARTEFACT = "config.yaml", "overrides.yaml", "manifest.json", "run.log", "model.safetensors"
+
+
+@dataclass
+class Run:
+    """An opened run: its folder is locked by this process until `close`."""
+
+    folder: Path
+    identity: Identity
+    record: Record
+    resumed: bool = False  # continues an earlier, cut-off or extended run of this folder
+    extends: bool = False  # that run had completed
+    _lock: int | None = None
+    _handlers: list[logging.Handler] = field(default_factory=list)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def artefact(self) -> Path:
+        return self.folder / ARTEFACT
+
+    def save(self) -> None:
+        self.record.write(self.folder)
+
+    def start(self, cfg: DictConfig, overrides: Sequence[str]) -> None:
+        """Write what was asked and of what; from here on the folder can be continued."""
+        from frugal import console
+
+        self.checkpoints.mkdir(exist_ok=True)
+        write_atomic(self.folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+        kept = [o for o in overrides if not re.match(r"\+*(run\.resume|hydra[./])", o)]
+        write_atomic(self.folder / OVERRIDES, yaml.safe_dump(kept))
+        manifest, patch = describe_origin()
+        write_atomic(self.folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        if patch:
+            write_atomic(self.folder / "git.patch", patch)
+        self.record.run.git_commit = manifest["git"]["commit"]
+        self.record.run.git_dirty = manifest["git"]["dirty"]
+        self.save()
+        handler = logging.FileHandler(self.folder / LOG)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.getLogger().addHandler(handler)
+        self._handlers.append(handler)
+        console.set_log(self.folder / LOG)
+
+    def discard(self) -> None:
+        """Take the folder away again: nothing had begun in it."""
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        from frugal import console
+
+        console.set_log(None)
+        for handler in self._handlers:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+        self._handlers.clear()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+# ------------------------------------------------------------------------------------------------- opening a folder
+def open_single(cfg: DictConfig, identity: Identity) -> Run:
+    """A folder of its own for a new run; or, as `run.resume` says, the one that is continued."""
+    experiment = experiment_folder(cfg)
+    resume = cfg.run.resume
+    if isinstance(resume, str):
+        return _continue(Path(resume), identity)
+    if resume:
+        for folder in reversed(list(_candidates(experiment, identity))):
+            if is_cut_off(folder):
+                return _continue(folder, identity)
+        raise RunError(f"run.resume=true: no cut-off run of this command under {_shown(experiment)}; leave it out to start anew")
+    cut_off = [folder for folder in _candidates(experiment, identity) if is_cut_off(folder)]
+    if cut_off:
+        log.info("The last run of this command was cut off; to continue it add: run.resume=true (%s)", _shown(cut_off[-1]))
+    number = 1
+    while True:
+        folder = _numbered(experiment, identity, number)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+            continue
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+        return Run(folder, identity, Record(), _lock=_lock(folder))
+
+
+def open_in_sweep(cfg: DictConfig, identity: Identity) -> Run | Record:
+    """The job's own folder, locked, or the record of the job where it has been done before.
+
+    Waits while another process runs the same job, so that a sweep started twice does each job once.
+    """
+    experiment = experiment_folder(cfg)
+    number = 1
+    while True:
+        folder = _numbered(experiment, identity, number)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+        lock = _lock(folder)
+        known = read_record(folder)
+        same = known is not None and _same(known, identity)
+        if known is None or same:
+            if known is not None and known.status == "completed":
+                os.close(lock)
+                log.info("Done before: %s", _shown(folder / FILE_NAME))
+                return known
+            resumable = known is not None and known.status in ("running", "interrupted")
+            if resumable and (folder / "checkpoints" / "last.ckpt").is_file():
+                assert known is not None
+                return Run(folder, identity, known, resumed=True, _lock=lock)
+            _clear(folder)
+            return Run(folder, identity, Record(), _lock=lock)
+        os.close(lock)
+        number += 1
+
+
+def _continue(folder: Path, identity: Identity) -> Run:
+    if not (folder / OVERRIDES).is_file():
+        raise RunError(f"run.resume={folder}: no run's folder (it has no {OVERRIDES})")
+    lock = _lock(folder, wait=False)
+    known = read_record(folder) or Record()
+    started = (folder / "checkpoints" / "last.ckpt").is_file()
+    if not started:
+        log.info("No checkpoint was written yet in %s: starting from the beginning", _shown(folder))
+        _clear(folder)
+        return Run(folder, identity, Record(), _lock=lock)
+    return Run(folder, identity, known, resumed=True, extends=known.status == "completed", _lock=lock)
+
+
+def folder_of(cfg: DictConfig, identity: Identity, record: Record) -> Path:
+    """Where a record that `open_in_sweep` found lies."""
+    return experiment_folder(cfg) / (record.run.name or _numbered(Path(), identity, 1).name)
+
+
+def experiment_folder(cfg: DictConfig) -> Path:
+    folder = Path(cfg.paths.log_dir).expanduser() / str(cfg.run.experiment)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    return folder
+
+
+def _unwritable(folder: Path, error: OSError) -> RunError:
+    return RunError(f"paths.log_dir: cannot write {_shown(folder)} ({error.strerror}); set paths.log_dir or FRUGAL_LOG_DIR")
+
+
+def _numbered(experiment: Path, identity: Identity, number: int) -> Path:
+    base = f"{identity.name}-{identity.hash}"
+    return experiment / (base if number == 1 else f"{base}-{number}")
+
+
+def _candidates(experiment: Path, identity: Identity) -> Iterator[Path]:
+    """Folders of this identity, in the order in which they were made."""
+    number = 1
+    while (folder := _numbered(experiment, identity, number)).is_dir():
+        yield folder
+        number += 1
+
+
+def _same(known: Record, identity: Identity) -> bool:
+    return (
+        known.run.hash == identity.hash
+        and known.run.source_sha256 == identity.source_sha256
+        and known.fingerprint.data_sha256 in ("", identity.data_sha256)
+    )
+
+
+def _clear(folder: Path) -> None:
+    """Make a folder as new, for a job that failed before; its log stays."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for path in folder.iterdir():
+        if path.is_file() and path.name != LOG:
+            path.unlink()
+
+
+def read_record(folder: Path) -> Record | None:
+    try:
+        return Record.read(folder)
+    except RunError:
+        return None
+
+
+def is_cut_off(folder: Path) -> bool:
+    """Whether a run began here and neither ended nor is under way."""
+    known = read_record(folder)
+    return known is not None and known.status in ("running", "interrupted") and not is_locked(folder)
+
+
+def is_locked(folder: Path) -> bool:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def _lock(folder: Path, wait: bool = True) -> int:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if not wait:
+            os.close(handle)
+            raise RunError(f"{_shown(folder)}: another process runs this run") from None
+        log.info("Another process runs %s: waiting for it", _shown(folder))
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    return handle
+
+
+def _shown(path: Path) -> str:
+    """Relative to the working directory where that is shorter."""
+    try:
+        return str(Path(path).resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+shown = _shown
+
+
+# ------------------------------------------------------------------------------------------------ steps, kept by the kernel
+class StepCounter:
+    """Optimizer steps really executed in this folder, all parts of a cut-off run together.
+
+    A memory-mapped file of eight bytes: a store a step costs nothing, and the kernel keeps it through a SIGKILL.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "progress.bin"
+        if not path.is_file() or path.stat().st_size != 8:
+            path.write_bytes(bytes(8))
+        self._file = path.open("r+b")
+        self._map = mmap.mmap(self._file.fileno(), 8)
+        self.value: int = struct.unpack("<q", self._map[:])[0]
+
+    def add(self, steps: int = 1) -> None:
+        self.value += steps
+        struct.pack_into("<q", self._map, 0, self.value)
+
+    def close(self) -> None:
+        self._map.close()
+        self._file.close()
+
+
+# ------------------------------------------------------------------------------------------------------- the manifest
+SECRET = re.compile(
+    r"(?i)\b(\w*(?:api[_-]?key|token|secret|passw(?:or)?d|credential|private[_-]?key)\w*)(\s*[=:]\s*)(['\"]?)[^\s'\"]{4,}"
+)
+SECRET_FILES = (":!*.env", ":!.env*", ":!*.pem", ":!*.key", ":!*netrc", ":!*id_rsa*", ":!*secret*", ":!*credential*")
+
+
+def redact(text: str) -> str:
+    """Strike out what looks like a secret."""
+    return SECRET.sub(r"\1\2\3***", text)
+
+
+def describe_origin() -> tuple[dict[str, Any], str | None]:
+    """What code, packages and machine a run comes from; and the uncommitted changes as a patch, secrets struck out."""
+    commit, dirty, patch = _git()
+    return {
+        "written_at": now(),
+        "command": redact(command_line()),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": {"processor": processor_name(), "cores": os.cpu_count(), "memory_bytes": _memory_bytes()},
+        "git": {"commit": commit, "dirty": dirty},
+        "packages": packages(),
+    }, patch
+
+
+@functools.lru_cache(maxsize=1)
+def _git() -> tuple[str | None, bool | None, str | None]:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True, errors="replace")
+        return done.stdout
+
+    try:
+        commit = git("rev-parse", "HEAD").strip()
+        dirty = bool(git("status", "--porcelain", "--untracked-files=no").strip())
+        patch = git("diff", "HEAD", "--", ".", *SECRET_FILES) if dirty else ""
+    except (OSError, subprocess.SubprocessError):
+        return None, None, None
+    return commit, dirty, redact(patch) if 0 < len(patch) < 1_000_000 else None
+
+
+_PACKAGES: dict[str, str] = {}
+
+
+def packages() -> dict[str, str]:
+    if not _PACKAGES:  # reading all metadata takes 50 ms; a sweep does it once
+        _PACKAGES.update(
+            sorted({d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}.items())
+        )
+    return dict(_PACKAGES)
+
+
+def processor_name() -> str:
+    try:
+        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        match = None
+    return match.group(1) if match else platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+# The words of `frugal ...` as they were typed; Hydra gets them without the verb.
+command: list[str] = []
+
+
+def command_line() -> str:
+    """The command that made this run; for a run from Python, that program's."""
+    return shlex.join(["frugal", *command] if command else [Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def now() -> str:
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")

@@ -1,0 +1,131 @@
+"""What a job is called, and when two jobs are the same.
+
+The hash is of the group choices that differ from the verb's defaults and of the leaves that differ from what those choices
+compose to, without paths, loggers and launchers: a new option with a default changes no old hash (the idea is that of
+facebookresearch/open_lth, foundations/desc.py). Torch-free: a sweep skips its finished jobs before torch is imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from frugal import settings
+from frugal.compose import Choices, compose
+
+# Where results go and who is told does not change them.
+IGNORED_ROOTS = {"paths", "logger", "run", "choices", "launch"}
+# ... except what decides the weights that become the artefact, and what the record says of them.
+KEPT_RUN_KEYS = {"weights", "monitor", "mode", "target", "target_metric"}
+IGNORED_GROUPS = {"logger", "launch"}
+
+
+@dataclass(frozen=True)
+class Identity:
+    name: str  # short and readable
+    hash: str  # eight hexadecimal digits
+    source_sha256: str
+    data_sha256: str
+
+
+def identify(
+    cfg: DictConfig, choices: Choices, verb: str = "train", sources: Sequence[Any] = (), data_sha256: str = ""
+) -> Identity:
+    """Name and hash of a composed job; `sources` as in `compose`."""
+    frozen = tuple(tuple(sorted(dict(s).items())) for s in sources)
+    _, base = _reference(verb, (), frozen)
+    chosen = {g: o for g, o in choices.items() if o != base.get(g) and g not in IGNORED_GROUPS}
+    reference, _ = _reference(verb, tuple(f"{g}={o if o is not None else 'null'}" for g, o in sorted(chosen.items())), frozen)
+    leaves = difference(cfg, reference)
+    payload = json.dumps({"choices": chosen, "leaves": leaves}, sort_keys=True, default=str)
+    digest = hashlib.sha256(payload.encode()).hexdigest()[:8]
+
+    experiment = choices.get("experiment")
+    under, implied = _reference(verb, (f"experiment={experiment}",) if experiment else (), frozen)
+    named = {g: o for g, o in choices.items() if o != implied.get(g) and g not in IGNORED_GROUPS | {"experiment"}}
+    if named:  # leaves are told apart from what the named options bring
+        words = (*((f"experiment={experiment}",) if experiment else ()), *(f"{g}={o or 'null'}" for g, o in sorted(named.items())))
+        under, _ = _reference(verb, words, frozen)
+    return Identity(short_name(named, difference(cfg, under)), digest, source_sha256(), data_sha256)
+
+
+@functools.lru_cache(maxsize=64)
+def _reference(verb: str, overrides: tuple[str, ...], sources: tuple[Any, ...]) -> tuple[DictConfig, Choices]:
+    return compose(verb, overrides, [dict(s) for s in sources])
+
+
+def difference(cfg: DictConfig, reference: DictConfig) -> dict[str, Any]:
+    """Dotted leaves of `cfg` that `reference` lacks or has otherwise; a leaf that `cfg` lacks is "~"."""
+    ours, theirs = dict(_leaves(cfg)), dict(_leaves(reference))
+    changed = {key: value for key, value in ours.items() if key not in theirs or theirs[key] != value}
+    changed.update({key: "~" for key in theirs if key not in ours})
+    return dict(sorted(changed.items()))
+
+
+def _leaves(cfg: Any) -> Iterable[tuple[str, Any]]:
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+
+    def walk(node: Any, key: str) -> Iterable[tuple[str, Any]]:
+        if isinstance(node, dict) and node:
+            for name, child in node.items():
+                yield from walk(child, f"{key}.{name}" if key else str(name))
+        else:
+            yield key, node
+
+    for root, node in plain.items():
+        if root == "run":
+            node = {k: v for k, v in node.items() if k in KEPT_RUN_KEYS}
+        elif root in IGNORED_ROOTS:
+            continue
+        yield from walk(node, str(root))
+
+
+def short_name(choices: Mapping[str, str | None], leaves: Mapping[str, Any]) -> str:
+    """Readable and safe for a file name: options by their names, values by the last part of their keys."""
+    words = [option if option not in (None, "none", "null") else f"no_{group}" for group, option in sorted(choices.items())]
+    # the seed last, so that the runs of one setting lie side by side in a listing
+    for key in sorted(leaves, key=lambda k: (k == "seed", k)):
+        value = leaves[key]
+        shown = "x".join(str(v) for v in value) if isinstance(value, list) else str(value)
+        words.append(f"{key.rpartition('.')[2]}{shown}" if key != "seed" else f"seed{shown}")
+    text = "-".join(str(word) for word in words) or "defaults"
+    text = re.sub(r"[^A-Za-z0-9._+-]+", "_", text)
+    return text if len(text) <= 80 else text[:77].rstrip("-_.") + "..."
+
+
+@functools.lru_cache(maxsize=4)
+def _folder_sha256(folder: str, patterns: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    root = Path(folder)
+    for path in sorted(p for pattern in patterns for p in root.rglob(pattern)):
+        if "__pycache__" not in path.parts and path.is_file():
+            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def source_sha256() -> str:
+    """Hash of the package's source and options, of the working directory's options and of the user's own packages."""
+    folders = [Path(__file__).parent, settings.config_folder()]
+    own = Path.cwd() / "configs"
+    if own.is_dir() and own.resolve() != settings.config_folder().resolve():
+        folders.append(own)
+    folders += [Path.cwd() / package for package in settings.user_packages() if (Path.cwd() / package).is_dir()]
+    parts = [_folder_sha256(str(folder), ("*.py", "*.yaml")) for folder in folders]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def data_sha256(cfg: DictConfig) -> str:
+    """The data's identity, asked of its source; empty where it can only be known once the data is there."""
+    node = OmegaConf.select(cfg, "data.source")
+    if node is None:
+        return ""
+    return str(settings.instantiate(node, "data.source").sha256())

@@ -1,0 +1,270 @@
+"""Around one job: check it, open or skip its folder, run it, and leave a record whatever happens.
+
+Torch-free until the job itself begins. The same function serves a single run, a job of a sweep under any launcher, and
+`frugal.run([...])` from Python.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from frugal import compose, settings
+from frugal import folder as folders
+from frugal.errors import FrugalError, RefusedError, RunError
+from frugal.identity import data_sha256, identify
+from frugal.measure.ledger import Ledger
+from frugal.record import Record
+from frugal.folder import Run
+
+log = logging.getLogger("frugal")
+
+
+@dataclass
+class Job:
+    """One composed job, before anything of it has been done.
+
+    Args:
+        overrides: the words of the command that made it, for the folder and for a resume.
+        sources: Hydra's config sources where the command extended the search path.
+        sweep: the sweep's folder, when this is one job of several.
+        number: this job's number within the sweep.
+    """
+
+    verb: str
+    cfg: DictConfig
+    choices: compose.Choices
+    overrides: list[str] = field(default_factory=list)
+    sources: list[Any] = field(default_factory=list)
+    sweep: Path | None = None
+    number: int = 0
+
+
+# When the job before this one in the same process ended (time.monotonic); the first job's time starts with the process.
+_ended_at: float | None = None
+
+
+def run_overrides(overrides: list[str], verb: str = "train") -> Record:
+    """Compose and run one job in this process; the work behind `frugal.run`."""
+    words = compose.expand_resume(overrides)
+    cfg, choices = compose.compose(verb, words)
+    record, _ = run_job(Job(verb, cfg, choices, words))
+    return record
+
+
+def run_job(job: Job) -> tuple[Record, Path]:
+    """Run one job to its record. Returns the record and the folder it lies in.
+
+    Raises FrugalError for bad input and whatever broke the run; by then the record says so, unless nothing had begun:
+    a single run that is refused leaves no folder behind.
+    """
+    global _ended_at
+    ledger = Ledger.since_process_start() if _ended_at is None else Ledger(time.monotonic() - _ended_at)
+    settings.add_working_directory()
+    opened: Run | None = None
+    try:
+        checked = _check(job)
+        execute = None
+        if job.sweep is None:  # a bad key costs nothing: no folder is made for it
+            if checked is not None:
+                raise checked
+            _prepare_data(job.cfg)
+            execute = _import_execute(job)
+        identity = identify(job.cfg, job.choices, job.verb, job.sources, _data_sha256(job.cfg, checked))
+        found = folders.open_in_sweep(job.cfg, identity) if job.sweep else folders.open_single(job.cfg, identity)
+        if isinstance(found, Record):
+            folder = folders.folder_of(job.cfg, identity, found)
+            _note_in_sweep(job, folder)
+            return found, folder
+        opened = found
+        _note_in_sweep(job, opened.folder)
+        _begin(job, opened)
+        _show_start(job, opened)
+        if checked is not None:
+            raise checked
+        execute = execute or _import_execute(job)
+        execute(job.cfg, opened, ledger)
+        return opened.record, opened.folder
+    except BaseException as error:
+        if opened is not None:
+            _record_failure(job, opened, error)
+        raise
+    finally:
+        if opened is not None:
+            opened.close()
+        _ended_at = time.monotonic()
+
+
+def _check(job: Job) -> FrugalError | None:
+    """The torch-free checks; in a sweep their error is kept until there is a record to write it into."""
+    OmegaConf.set_struct(job.cfg, False)
+    try:
+        settings.plain(job.cfg)
+        settings.check_targets(job.cfg)
+        settings.check_values(job.cfg)
+        settings.check_rules(job.cfg, job.choices)
+    except FrugalError as error:
+        return error
+    return None
+
+
+def _prepare_data(cfg: DictConfig) -> None:
+    """Fetch and verify before anything else is made: what is missing is said at once."""
+    node = OmegaConf.select(cfg, "data.source")
+    if node is not None:
+        settings.instantiate(node, "data.source").prepare()
+
+
+def _data_sha256(cfg: DictConfig, problem: FrugalError | None) -> str:
+    return "" if problem is not None else data_sha256(cfg)
+
+
+def _import_execute(job: Job) -> Callable[[DictConfig, Run, Ledger], None]:
+    """Import the heavy part and check every node against its target's signature."""
+    if job.verb == "evaluate":
+        from frugal.evaluate import check, execute
+    else:
+        from frugal.train import check, execute
+    check(job.cfg)
+    return execute
+
+
+def _begin(job: Job, run: Run) -> None:
+    record = run.record
+    record.status, record.error = "running", None
+    record.config = {**settings.plain(job.cfg), "choices": dict(job.choices)}
+    info = record.run
+    info.name, info.hash, info.source_sha256 = run.folder.name, run.identity.hash, run.identity.source_sha256
+    info.experiment, info.seed = str(job.cfg.run.experiment), int(job.cfg.seed)
+    info.command = folders.redact(folders.command_line())
+    info.started_at = info.started_at or folders.now()
+    record.fingerprint.data_sha256 = run.identity.data_sha256
+    run.start(job.cfg, job.overrides)
+
+
+def _show_start(job: Job, run: Run) -> None:
+    from frugal import console
+
+    verb = "Continuing" if run.resumed else "Running"
+    where = f" (job {job.number})" if job.sweep else ""
+    console.say(f"{verb} {run.identity.name}{where} in {folders.shown(run.folder)}")
+
+
+def _record_failure(job: Job, run: Run, error: BaseException) -> None:
+    """Leave a record that says what happened; take a single run's folder away again where nothing had begun."""
+    bad_input = isinstance(error, FrugalError)
+    if bad_input and job.sweep is None and not run.resumed and run.record.run.steps_executed == 0:
+        run.discard()
+        return
+    if isinstance(error, RefusedError):
+        run.record.status = "refused"
+    elif isinstance(error, KeyboardInterrupt | SystemExit):
+        run.record.status = "interrupted"
+    else:
+        run.record.status = "failed"
+    run.record.error = one_line(error)
+    if not bad_input:
+        log.debug("%s", "".join(traceback.format_exception(error)))
+    try:
+        run.save()
+    except OSError as problem:  # a full disk, say: the first error is the one to tell
+        log.warning("The record could not be written: %s", problem)
+
+
+def one_line(error: BaseException) -> str:
+    if isinstance(error, FrugalError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "interrupted"
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+def _note_in_sweep(job: Job, folder: Path) -> None:
+    """Leave word of the job's folder in the sweep's, so that the report finds it under every launcher."""
+    if job.sweep is not None:
+        try:
+            (job.sweep / "jobs").mkdir(parents=True, exist_ok=True)
+            (job.sweep / "jobs" / f"{job.number:05d}.txt").write_text(f"{folder.resolve()}\n")
+        except OSError as error:
+            raise RunError(f"{job.sweep}: cannot write the sweep's folder ({error.strerror})") from None
+
+
+# ---------------------------------------------------------------------------------------------- what Hydra calls
+class SweepFolder(Callback):
+    """Remembers the folder of the sweep that Hydra begins: its name holds the time, which is read once."""
+
+    path: ClassVar[Path | None] = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        SweepFolder.path = Path(config.hydra.sweep.dir).resolve()
+
+
+def hydra_job(cfg: DictConfig) -> float | None:
+    """What Hydra calls for a run or for each job of a sweep; at module level so that launchers can send it to workers. Errors are kept in `problem`, never raised.
+
+    Returns the quality that a sweep optimizes, a plain float: launchers keep every returned value.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    compose.prepare_hydra()
+    node = HydraConfig.get()
+    whole = OmegaConf.create({"hydra": node}, flags={"allow_objects": True})
+    _, choices = compose.split(whole)
+    sweep = Path(node.sweep.dir).resolve() if node.mode == RunMode.MULTIRUN else None
+    job = Job(
+        verb=node.job.config_name,
+        cfg=cfg,
+        choices=choices,
+        overrides=list(node.overrides.task),
+        sources=[dict(source) for source in node.runtime.config_sources],
+        sweep=sweep,
+        number=int(node.job.num) if sweep is not None else 0,
+    )
+    global problem, finished
+    problem = finished = None
+    try:
+        record, finished = run_job(job)
+    except RefusedError as error:
+        problem = error
+        _show_end(f"refused: {error}")
+    except (KeyboardInterrupt, SystemExit) as error:
+        problem = KeyboardInterrupt("interrupted")
+        if sweep is not None:
+            raise problem from error
+    except Exception as error:
+        problem = error
+        _show_end(f"failed: {one_line(error)}")
+    else:
+        quality = record.quality.get("val/loss")
+        return float(quality) if quality is not None else None
+    return None
+
+
+# What broke the last job of this process. Hydra would print about an error that is raised to it, and BasicSweeper would
+# lose the batches after it; search sweepers take a None for a failed trial.
+problem: BaseException | None = None
+finished: Path | None = None  # the folder of the last job of this process that ended well
+
+
+def _show_end(text: str) -> None:
+    """Said at once in a sweep, whose other jobs go on; a single run's error is told once, at the end."""
+    if SweepFolder.path is not None:
+        from frugal import console
+
+        console.say(text)
+
+
+def finished_folders(sweep: Path) -> Sequence[Path]:
+    """The folders of a sweep's jobs, in the jobs' order, each once."""
+    found = [Path(path.read_text().strip()) for path in sorted((sweep / "jobs").glob("*.txt"))]
+    return list(dict.fromkeys(found))

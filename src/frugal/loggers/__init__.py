@@ -1,0 +1,1 @@
+"""Where a run's metrics go while it trains, and its record at the end: a CSV file, Weights & Biases."""

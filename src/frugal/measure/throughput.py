@@ -1,0 +1,275 @@
+"""Samples per second of training, and the time until a target metric is reached. Definitions: `docs/measurement.md`."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from frugal import record
+from frugal.errors import SettingsError
+from frugal.measure.ledger import Ledger
+from frugal.measure.meter import Meter, warmup_of
+from frugal.measure.time_ledger import ledger_of
+
+_FEWEST_STEPS = 3  # counted optimizer steps below which a rate says nothing
+_FEWEST_WINDOWS = 5  # below which percentiles say nothing
+_MOST_FINE_WINDOWS = 32  # windows begin fine, for short runs, and are merged in pairs when there are this many
+
+
+class Throughput(Meter):
+    """Valid samples (and tokens) of all ranks per second of counted optimizer steps.
+
+    What is in a batch is asked of `pl_module.count_batch(batch) -> (samples, tokens | None)` where it has that, else it
+    is the first tensor's first dimension. Waiting for data, callbacks and logging are inside the counted time,
+    validation, checkpoints and compilation outside. The device is synchronized at a window's edge only.
+
+    Args:
+        warmup_steps: optimizer steps of each process that are not counted, see `warmup_of`.
+        window_s: seconds of a window. Short runs have finer ones, down to a sixteenth of it.
+        window_steps: optimizer steps of a window, instead of `window_s`.
+    """
+
+    def __init__(self, warmup_steps: int = 10, window_s: float = 0.5, window_steps: int | None = None) -> None:
+        super().__init__()
+        self.warmup_steps = warmup_steps
+        self.window_s = window_s
+        self.window_steps = window_steps
+        self.last_samples_per_s: float | None = None  # this rank's last window: for progress bars and step loggers
+        self._fine_ns = int(window_s * 1e9 / 16)
+        self._windows: list[tuple[int, int, int, int]] = []  # steps, samples, tokens, nanoseconds
+        self._samples = self._tokens = 0  # of all batches since training began in this process
+        self._steps_seen = 0
+        self._scale: float | None = 1.0  # samples of all ranks over samples of this one
+        self._edge: tuple[int, int, int, int] | None = None  # step, samples, tokens, ns at the open window's start
+        self._armed_at: int | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._ledger = ledger_of(trainer)
+        self._count_batch = getattr(pl_module, "count_batch", _first_dimension)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._first_step = trainer.global_step
+        self._warm_at = self._first_step + warmup_of(trainer, self.warmup_steps)
+        self._edge = None
+        self._samples = self._tokens = 0
+        # Armed: the next batch that ends an optimizer step is a window's edge. Only an armed meter asks for the step.
+        self._armed_at = self._first_step
+        self._next_ns = 0
+        self._scale = 1.0 if trainer.world_size == 1 else None
+        if self._warm_at == self._first_step:
+            self._open(trainer)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        samples, tokens = self._count_batch(batch)
+        self._samples += samples
+        if tokens is not None:
+            self._tokens += tokens
+        if self._armed_at is None:
+            if self.window_steps is None and time.perf_counter_ns() < self._next_ns:
+                return
+            self._armed_at = trainer.global_step
+            if not self._stepped_with_every_batch(trainer):
+                return  # in the middle of an accumulation, perhaps: wait for the next optimizer step
+        step = trainer.global_step
+        if self._edge is None:
+            if step >= self._warm_at:
+                self._open(trainer)
+        elif self.window_steps is not None:
+            if step - self._edge[0] >= self.window_steps:
+                self._close(trainer)
+        elif step > self._armed_at or self._stepped_with_every_batch(trainer):
+            self._close(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._steps_seen = trainer.global_step - self._first_step
+        if self._edge is not None and trainer.global_step > self._edge[0]:
+            self._close(trainer)
+        self._edge = None
+        if trainer.world_size > 1:
+            own = sum(window[1] for window in self._windows)
+            total = trainer.strategy.reduce(torch.tensor(own, device=pl_module.device), reduce_op="sum")
+            self._scale = float(total) / own if own else None
+
+    def figures(self) -> record.Throughput:
+        """Samples of all counted windows over their time; percentiles over windows."""
+        self.absent = {}
+        steps, samples, tokens, ns = (
+            (sum(column) for column in zip(*self._windows, strict=True)) if self._windows else (0,) * 4
+        )
+        figures = record.Throughput(steps_counted=steps)
+        if steps < _FEWEST_STEPS or ns == 0:
+            reason = f"{steps} optimizer steps after warm-up, at least {_FEWEST_STEPS} are needed"
+        elif self._scale is None:
+            reason = "training ended before the ranks' counts were summed"
+        else:
+            reason = None
+        if reason is not None or self._scale is None:
+            for name in (
+                "samples_per_s",
+                "samples_per_s_median",
+                "samples_per_s_p10",
+                "samples_per_s_p90",
+                "tokens_per_s",
+            ):
+                self.absent[f"throughput.{name}"] = str(reason)
+            return figures
+        figures.samples_per_s = self._scale * samples / (ns * 1e-9)
+        if tokens:
+            figures.tokens_per_s = self._scale * tokens / (ns * 1e-9)
+        else:
+            self.absent["throughput.tokens_per_s"] = "the batches hold no tokens"
+        rates = sorted(self._scale * window[1] / (window[3] * 1e-9) for window in self._full_windows())
+        if len(rates) >= _FEWEST_WINDOWS:
+            figures.samples_per_s_median = quantile(rates, 0.5)
+            figures.samples_per_s_p10 = quantile(rates, 0.1)
+            figures.samples_per_s_p90 = quantile(rates, 0.9)
+        else:
+            for name in ("median", "p10", "p90"):
+                self.absent[f"throughput.samples_per_s_{name}"] = (
+                    f"{len(rates)} windows of {self._fine_ns * 1e-9:.2g} s, at least {_FEWEST_WINDOWS} are needed"
+                )
+        return figures
+
+    @property
+    def counted_s(self) -> float:
+        """Seconds of the counted optimizer steps."""
+        return sum(window[3] for window in self._windows) * 1e-9
+
+    def state_dict(self) -> dict[str, Any]:
+        # The open window is left out: it is counted from the next edge after a resume.
+        return {"windows": [list(window) for window in self._windows], "fine_ns": self._fine_ns}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._windows = [(row[0], row[1], row[2], row[3]) for row in state_dict["windows"]]
+        self._fine_ns = state_dict["fine_ns"]
+
+    def _stepped_with_every_batch(self, trainer: pl.Trainer) -> bool:
+        return trainer.accumulate_grad_batches == 1
+
+    def _open(self, trainer: pl.Trainer) -> None:
+        self._edge = (trainer.global_step, self._samples, self._tokens, self._now(trainer))
+        self._arm_later()
+
+    def _close(self, trainer: pl.Trainer) -> None:
+        assert self._edge is not None
+        now = (trainer.global_step, self._samples, self._tokens, self._now(trainer))
+        window = tuple(new - old for new, old in zip(now, self._edge, strict=True))
+        self._edge = now
+        self._arm_later()
+        if window[3] <= 0:
+            return
+        self.last_samples_per_s = window[1] / (window[3] * 1e-9)
+        self._windows.append((window[0], window[1], window[2], window[3]))
+        if (
+            self.window_steps is None
+            and len(self._windows) >= _MOST_FINE_WINDOWS
+            and self._fine_ns < self.window_s * 1e9
+        ):
+            self._windows = [_merge(*pair) for pair in zip(self._windows[::2], self._windows[1::2], strict=True)]
+            self._fine_ns = min(2 * self._fine_ns, int(self.window_s * 1e9))
+
+    def _arm_later(self) -> None:
+        self._armed_at = None
+        self._next_ns = time.perf_counter_ns() + self._fine_ns
+
+    def _now(self, trainer: pl.Trainer) -> int:
+        """The training loop's own clock, with the device caught up; its wait belongs to the steps."""
+        with self._ledger.charge("train_step"):
+            synchronize(trainer.strategy.root_device)
+        return self._ledger.loop_ns()
+
+    def _full_windows(self) -> list[tuple[int, int, int, int]]:
+        """Without those, such as the last, that are less than half as long as the rest: their rates scatter."""
+        if self.window_steps is not None:
+            return [window for window in self._windows if window[0] >= self.window_steps]
+        return [window for window in self._windows if window[3] >= 0.5 * self._fine_ns]
+
+
+class TimeToTarget(Meter):
+    """Wall seconds and seconds of training until a validation metric first reaches a target.
+
+    Args:
+        metric: a name in `trainer.callback_metrics`, such as `val/accuracy`.
+        target: the value to reach.
+        mode: `max` where larger is better.
+    """
+
+    def __init__(self, metric: str, target: float, mode: Literal["max", "min"] = "max") -> None:
+        super().__init__()
+        if mode not in ("max", "min"):
+            raise SettingsError(f"TimeToTarget.mode is {mode!r}; use max or min")
+        self.metric = metric
+        self.target = target
+        self.mode = mode
+        self.wall_s: float | None = None
+        self.train_s: float | None = None
+        self.step: int | None = None
+        self._ledger: Ledger | None = None
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(metric=self.metric, target=self.target, mode=self.mode)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._ledger = ledger_of(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        value = trainer.callback_metrics.get(self.metric)
+        if self.step is not None or trainer.sanity_checking or value is None or self._ledger is None:
+            return
+        if float(value) >= self.target if self.mode == "max" else float(value) <= self.target:
+            self.wall_s = self._ledger.wall_s()
+            self.train_s = self._ledger.fit_s()
+            self.step = trainer.global_step
+
+    def figures(self) -> dict[str, float | None]:
+        """`to_target_s` is the wall time; `train_s` leaves start-up, validation and checkpoints out."""
+        self.absent = {}
+        if self.wall_s is None:
+            self.absent["time.to_target_s"] = f"{self.metric} never reached {self.target:g}"
+        return {"to_target_s": self.wall_s, "train_s": self.train_s}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"wall_s": self.wall_s, "train_s": self.train_s, "step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.wall_s, self.train_s, self.step = state_dict["wall_s"], state_dict["train_s"], state_dict["step"]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what was queued; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def quantile(ordered: list[float], q: float) -> float:
+    """Linear interpolation between the closest ranks of a sorted list."""
+    position = q * (len(ordered) - 1)
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+def _merge(one: tuple[int, int, int, int], two: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    return (one[0] + two[0], one[1] + two[1], one[2] + two[2], one[3] + two[3])
+
+
+def _first_dimension(batch: Any) -> tuple[int, None]:
+    """Samples in a batch of unknown make: the length of its first tensor."""
+    if isinstance(batch, Tensor):
+        return (batch.shape[0] if batch.ndim else 1), None
+    values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else ()
+    for value in values:
+        samples, _ = _first_dimension(value)
+        if samples:
+            return samples, None
+    return 0, None

@@ -1,0 +1,1 @@
+"""Networks by name, and the LightningModules that train them. Neither knows any technique."""

@@ -1,0 +1,171 @@
+"""From the meters to the record: each function fills its own sections and says why a figure is absent."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+import frugal
+from frugal import console
+from frugal.measure import Ledger, compute_figures, count_flops, diagnose, measure_latency, size_figures, sparsity_figures
+from frugal.measure.latency import LEVELS, build_backends
+from frugal.measure.size import plain_weights
+from frugal.record import Compute, Fingerprint, Record
+from frugal.folder import processor_name
+
+if TYPE_CHECKING:
+    from frugal.data.datamodule import ArrayDataModule
+    from frugal.train import Fit
+
+
+def set_fingerprint(record: Record, cfg: DictConfig, data: ArrayDataModule, trainer: pl.Trainer | None = None) -> None:
+    """What must agree between two runs that are compared."""
+    device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
+    ranks = trainer.world_size if trainer is not None else 1
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    record.fingerprint = Fingerprint(
+        device=processor_name() if device.type == "cpu" else f"{ranks}x {kind}" if ranks > 1 else kind,
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        lightning=pl.__version__,
+        frugal=frugal.__version__,
+        data_sha256=data.sha256(),
+        # data.batch_size is that of all ranks together
+        effective_batch=int(cfg.data.batch_size) * int(cfg.trainer.accumulate_grad_batches) if trainer is not None else None,
+    )
+
+
+def record_quality(record: Record, trainer: pl.Trainer) -> None:
+    """The last training and validation metrics; those of the test come from the artefact."""
+    for name, value in trainer.callback_metrics.items():
+        if name.startswith(("train/", "val/")):
+            record.quality[name] = float(value)
+
+
+def record_fit(record: Record, fit: Fit) -> None:
+    """What the meters saw while the network was trained."""
+    record.throughput = fit.throughput.figures()
+    record.memory = fit.memory.figures()
+    record.energy = fit.energy.figures()
+    for meter in (fit.throughput, fit.memory, fit.energy):
+        record.absent.update(meter.absent)
+    if fit.target is not None:
+        record.time.to_target_s = fit.target.figures()["to_target_s"]
+        record.absent.update(fit.target.absent)
+    else:
+        record.absent["time.to_target_s"] = "no target was set (run.target)"
+
+
+def measure_network(
+    record: Record, cfg: DictConfig, network: nn.Module, data: ArrayDataModule, file: Path, fit: Fit | None = None
+) -> None:
+    """Size, sparsity, FLOPs and latency of the artefact as it was read back."""
+    device = fit.trainer.strategy.root_device if fit is not None else torch.device("cpu")
+    network = network.to(device).eval()
+    record.size = size_figures(network, file)
+    record.sparsity = sparsity_figures(network)
+    (example,) = _examples(data, 1)
+    if fit is not None:
+        _measure_compute(record, cfg, network, example, device, fit)
+    _measure_latency(record, cfg, network, example.to(device))
+
+
+def _measure_compute(
+    record: Record, cfg: DictConfig, network: nn.Module, example: Tensor, device: torch.device, fit: Fit
+) -> None:
+    batch = int(cfg.data.batch_size)
+    trainable = any(parameter.requires_grad for parameter in network.parameters())
+    flops = count_flops(network, example.expand(batch, *example.shape[1:])) if trainable else None
+    steps, per_step = int(fit.trainer.global_step), batch * int(cfg.trainer.accumulate_grad_batches)
+    if not cfg.measure.mfu and flops is not None:  # the peak of a CPU is measured, which takes time
+        per_step_flops = flops.step * int(cfg.trainer.accumulate_grad_batches)
+        record.compute = Compute(flops_per_step=per_step_flops, flops_total=per_step_flops * steps)
+        record.absent["compute.mfu"] = "measure.mfu=false"
+        return
+    record.compute, absent = compute_figures(
+        flops,
+        batch,
+        record.throughput,
+        device,
+        compute_dtype(str(cfg.trainer.precision)),
+        steps=steps,
+        samples_per_step=per_step,
+        devices=fit.trainer.world_size,
+    )
+    record.absent.update(absent)
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """In which the matrix products run. On a CPU Lightning runs `16-mixed` as bf16 too, and so it is named."""
+    if precision.startswith("bf16"):
+        return torch.bfloat16
+    if precision.startswith("16"):
+        return torch.float16
+    return torch.float64 if precision.startswith("64") else torch.float32
+
+
+def _measure_latency(record: Record, cfg: DictConfig, network: nn.Module, example: Tensor) -> None:
+    level = LEVELS[cfg.measure.latency]
+    if not level.backends:
+        record.absent["latency"] = f"measure.latency={cfg.measure.latency}"
+        return
+    batches = [int(batch) for batch in cfg.measure.batches]
+
+    def make_input(batch: int) -> Tensor:
+        return example.expand(batch, *example.shape[1:]).contiguous()
+
+    backends, absent = build_backends(network, level.backends, make_input, batches)
+    record.absent.update(absent)
+    with console.progress("Measuring latency", len(batches) * len(backends)) as bar:
+        record.latency = measure_latency(
+            backends,
+            make_input,
+            batches,
+            seconds=level.seconds,
+            status=status_of(record, network),
+            reference="eager",
+            claims=level.claims,
+            on_progress=lambda done, total, label: bar.advance(done - bar.done, f"Measuring latency: {label}"),
+        )
+
+
+def status_of(record: Record, network: nn.Module) -> Any:
+    """`dense`, unless a technique says what it really did, or zeros are kept in dense tensors."""
+    for figures in reversed(list(record.techniques.values())):
+        if figures.get("status"):
+            return figures["status"]
+    zeros = sum(int((weight == 0).sum()) for weight in plain_weights(network).values() if weight.ndim >= 2)
+    return "masked" if record.techniques and zeros else "dense"
+
+
+def record_time(record: Record, ledger: Ledger, fit: Fit | None = None) -> None:
+    """The closed ledger and its one sentence of diagnosis; call it last."""
+    cfg = record.config
+    record.time.ledger_s = ledger.seconds()
+    record.time.wall_s = sum(record.time.ledger_s.values())
+    if fit is not None:
+        record.diagnosis = diagnose(record.time.ledger_s, record.throughput, flatten(cfg))
+
+
+def flatten(node: dict[str, Any], key: str = "") -> dict[str, Any]:
+    """Settings by dotted key."""
+    flat: dict[str, Any] = {}
+    for name, value in node.items():
+        dotted = f"{key}.{name}" if key else str(name)
+        flat |= flatten(value, dotted) if isinstance(value, dict) else {dotted: value}
+    return flat
+
+
+def _examples(data: ArrayDataModule, count: int) -> list[Tensor]:
+    """Preprocessed inputs of one sample each."""
+    batch = next(iter(data.calibration_batches(count)))
+    return [batch[index : index + 1] for index in range(count)]
+
+

@@ -1,0 +1,93 @@
+"""Finding and reading records: whatever lies under the folders given; what cannot be read is named and skipped."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from frugal.errors import FrugalError, RunError
+from frugal.record import FILE_NAME, Record, Status
+from frugal.report.units import one_line
+
+
+@dataclass(frozen=True)
+class Run:
+    """A record and the file that it was read from."""
+
+    record: Record
+    file: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.file.parent
+
+    @property
+    def name(self) -> str:
+        return one_line(self.record.run.name or self.folder.name or "run")
+
+    @property
+    def seed(self) -> Any:
+        seed = self.record.run.seed
+        return self.record.config.get("seed") if seed is None else seed
+
+
+def find(paths: Sequence[Path]) -> Iterator[Path]:
+    """Record files among and under `paths`, each once, in a fixed order. Hidden folders are passed over."""
+    seen: set[Path] = set()
+    for path in paths:
+        for file in [path] if path.is_file() else _under(path):
+            resolved = file.resolve()
+            if resolved not in seen:
+                seen.add(resolved)
+                yield file
+
+
+def _under(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if FILE_NAME in files:
+            yield Path(root) / FILE_NAME
+
+
+def collect(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """All runs under `paths`, and a line for each file skipped, with the reason. No record at all: RunError."""
+    paths = [Path(path) for path in paths]
+    runs: list[Run] = []
+    skipped = [f"{path}: no such file or folder" for path in paths if not path.exists()]
+    for file in find([path for path in paths if path.exists()]):
+        try:
+            runs.append(Run(checked(Record.read(file), file), file))
+        except (FrugalError, OSError, ValueError) as error:  # ValueError: not text
+            reason = error.strerror if isinstance(error, OSError) else error
+            text = one_line(reason or error)
+            skipped.append(text if text.startswith(str(file)) else f"{file}: {text}")
+    if not runs:
+        where = ", ".join(map(str, paths)) or "nothing"
+        why = f" ({skipped[0]})" if skipped and not skipped[0].endswith("no such file or folder") else ""
+        raise RunError(
+            f"no {FILE_NAME} that can be read under {where}{why}; give a run's folder or one that holds runs"
+        )
+    return runs, skipped
+
+
+def checked(record: Record, file: Path) -> Record:
+    """Refuse what reads as a record but has other types than a record, so that no later line stumbles on it."""
+    if record.status not in get_args(Status):
+        raise RunError(f"{file}: not a record (status {record.status!r})")
+    for key, kind in (("config", dict), ("quality", dict), ("techniques", dict), ("absent", dict)):
+        if not isinstance(getattr(record, key), kind):
+            raise RunError(f"{file}: not a record ({key} is no mapping)")
+    if not isinstance(record.time.ledger_s, dict):
+        raise RunError(f"{file}: not a record (time.ledger_s is no mapping)")
+    return record
+
+
+def number(value: object) -> float | None:
+    """A finite figure, or None: what a record holds may come from another program."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,270 @@
+"""`frugal report FOLDER...`: records in, one table, CSV, Markdown and Pareto plots out. A sweep ends with the same."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from frugal.errors import RunError, SettingsError
+from frugal.record import write_atomic
+from frugal.report import text
+from frugal.report.collect import Run, collect
+from frugal.report.comparable import cautions, mark_pareto, members, metric_of, split_sets, verdicts
+from frugal.report.figures import COSTS, FIGURES, Figure, quality_figure
+from frugal.report.group import Group, group_runs, name_groups
+from frugal.report.table import STAR, Layout, ReportTable, below, lay_out
+from frugal.report.units import one_line
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+CSV, MARKDOWN, PLOT = "report.csv", "report.md", "pareto.png"
+MOST_LINES = 30  # of runs that did not complete, in the terminal; the Markdown file has all
+
+
+@dataclass
+class Report:
+    """What the records say. `table` is for the terminal; `files` are those written so far."""
+
+    rows: list[dict[str, Any]]
+    statuses: dict[str, int]  # status -> number of runs
+    notes: list[str]
+    unfinished: list[str]  # a line for each run that did not complete
+    skipped: list[str]  # a line for each file that is no record
+    title: str
+    layout: Layout
+    groups: list[Group]
+    metric: Figure | None
+    files: list[Path] = field(default_factory=list)
+
+    @property
+    def table(self) -> RenderableType:
+        from rich.console import Group as Stack
+
+        parts: list[RenderableType] = [below([self.title], "bold")]
+        if self.layout.cells:
+            parts.append(ReportTable(self.layout))
+        if self.notes:
+            parts.append(below(self.notes))
+        if self.unfinished:
+            lines = self.unfinished[:MOST_LINES]
+            more = len(self.unfinished) - len(lines)
+            parts.append(below(["Not completed:", *lines, *([f"and {more} more, all in {MARKDOWN}"] if more else [])]))
+        if self.skipped:
+            parts.append(below([f"Skipped {line}" for line in self.skipped], "yellow"))
+        return Stack(*parts)
+
+    @property
+    def csv(self) -> str:
+        return text.to_csv(self.rows)
+
+    @property
+    def markdown(self) -> str:
+        plot = PLOT if any(file.name == PLOT for file in self.files) else None
+        return text.to_markdown(self.title, self.layout, self.notes, self.unfinished, plot)
+
+    def write(self, out: Path, plots: bool = True) -> list[Path]:
+        """Write the CSV, the plots and the Markdown file into `out`, each whole or not at all. Raises RunError."""
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            self._save(out / CSV, self.csv)
+            if plots and self.layout.cells:
+                self._plot(out / PLOT)
+            self._save(out / MARKDOWN, self.markdown)
+        except OSError as error:
+            raise RunError(f"{out}: report cannot be written ({error.strerror}); give --out FOLDER") from None
+        return self.files
+
+    def _plot(self, path: Path) -> None:
+        from frugal.report.plot import pareto_png
+
+        png = pareto_png(members(self.groups), self.metric, next(iter(self.layout_options()), None))
+        if png is not None:
+            self._save(path, png)
+
+    def layout_options(self) -> list[str]:
+        """Names of the columns that tell the groups apart."""
+        names = {name for group in self.groups for name in group.options}
+        return [column.title for column in self.layout.columns if column.title in names]
+
+    def _save(self, path: Path, content: str | bytes) -> None:
+        write_atomic(path, content)
+        if path not in self.files:
+            self.files.append(path)
+
+
+def build(
+    paths: Sequence[Path], since: set[Path] | None = None, metric: str | None = None, sort: str | None = None
+) -> Report:
+    """Read, group and judge; writes nothing. See `report`."""
+    runs, skipped = collect(paths)
+    groups = group_runs(runs)
+    options = name_groups(groups)
+    notes = split_sets(groups)
+    wanted = _wanted(metric, runs)
+    mark_pareto(groups, wanted)
+    groups = _ordered(groups, options, wanted, sort)
+    layout = lay_out(groups, options, wanted)
+    if any(group.pareto for group in groups):
+        judged = {figure.title for alike in members(groups).values() if (figure := metric_of(alike, wanted))}
+        names = {"time": "train time", "size": "file size", "latency": "latency"}
+        costs = [word for name, word in names.items() if any(group.estimate(COSTS[name]) for group in groups)]
+        notes.insert(
+            0,
+            f"{STAR} Pareto set of {' or '.join(sorted(judged))} against {' and '.join([', '.join(costs[:-1]), costs[-1]][costs[:-1] == []:])}"
+            f"{' inside each set' if len(members(groups)) > 1 else ''}; the words: the plots whose front it is on.",
+        )
+    if any(len(group.seeds) > 1 for group in groups):
+        notes.append(
+            "± is the half-width of the 95 % interval over seeds (Student's t); other figures are means over seeds."
+        )
+    notes += verdicts(groups, wanted) + cautions(groups)
+    statuses = dict(Counter(str(run.record.status) for run in runs))
+    if since is not None:
+        before = {Path(path).resolve() for path in since}
+        old = sum(run.file.resolve() in before or run.folder.resolve() in before for run in runs)
+        notes.append(f"{len(runs) - old} of {len(runs)} runs are new, {old} were there before.")
+    return Report(
+        rows=text.rows(groups, wanted),
+        statuses=statuses,
+        notes=notes,
+        unfinished=[
+            _unfinished(group, run) for group in groups for run in group.runs if run.record.status != "completed"
+        ],
+        skipped=skipped,
+        title=_title(statuses, len(groups)),
+        layout=layout,
+        groups=groups,
+        metric=wanted,
+    )
+
+
+def report(
+    paths: Sequence[Path],
+    out: Path | None = None,
+    since: set[Path] | None = None,
+    *,
+    metric: str | None = None,
+    sort: str | None = None,
+    plots: bool = True,
+) -> Report:
+    """Report on all records among and under `paths`, and write the files into `out` (default: their common folder).
+
+    `since` holds record files or run folders that were there before: a line says how many runs are new. FrugalError
+    where no record is found or `out` cannot be written; where the default folder cannot be, a note says so and the
+    table stands.
+    """
+    made = build(paths, since, metric, sort)
+    if out is not None:
+        made.write(Path(out), plots)
+        return made
+    try:
+        made.write(common_folder(paths), plots)
+    except RunError as error:
+        made.notes.append(str(error))
+    return made
+
+
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The folder that holds all of `paths`, spelled as given where there is one."""
+    folders = [path.parent if path.is_file() else path for path in map(Path, paths) if path.exists()]
+    if len(set(folders)) == 1:
+        return folders[0]
+    common = Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    if common == Path(common.anchor):
+        raise RunError(
+            f"the folders given have no folder in common but {common}: report not written; give --out FOLDER"
+        )
+    try:
+        return common.relative_to(Path.cwd())
+    except ValueError:
+        return common
+
+
+def _wanted(metric: str | None, runs: Sequence[Run]) -> Figure | None:
+    if metric is None:
+        return None
+    known = sorted({name for run in runs for name in run.record.quality})
+    for name in (metric, f"test/{metric}"):
+        if name in known:
+            return next((figure for figure in FIGURES if figure.key == name), quality_figure(name))
+    raise SettingsError(f"--metric {metric}: no record has it; there is {', '.join(known) or 'no quality at all'}")
+
+
+def _ordered(groups: list[Group], options: list[str], metric: Figure | None, sort: str | None) -> list[Group]:
+    """By set, then the best first: by quality, or by what `--sort` names (a column or a figure)."""
+    if sort is None:
+        judged = {name: metric_of(alike, metric) for name, alike in members(groups).items()}
+        return sorted(groups, key=lambda g: (_place(g), *_value(g, judged.get(g.set)), g.label))
+    if sort in options:
+        return sorted(groups, key=lambda g: (_place(g), _natural(g.options.get(sort, "")), g.label))
+    figures = {name: f for f in reversed((*FIGURES, *([metric] if metric else []))) for name in (f.title, f.key)}
+    if sort not in figures:
+        names = [*options, *figures]
+        near = difflib.get_close_matches(sort, names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(names)}"
+        raise SettingsError(f"--sort {sort}: no such column; {hint}")
+    return sorted(groups, key=lambda g: (_place(g), *_value(g, figures[sort]), g.label))
+
+
+def _place(group: Group) -> tuple[bool, int, str]:
+    return (not group.set, len(group.set), group.set)
+
+
+def _value(group: Group, figure: Figure | None) -> tuple[bool, float]:
+    found = group.estimate(figure) if figure else None
+    if figure is None or found is None:
+        return (True, 0.0)
+    return (False, -found.mean if figure.higher else found.mean)
+
+
+def _natural(value: str) -> tuple[bool, float, str]:
+    try:
+        return (False, float(value), "")
+    except ValueError:
+        return (True, 0.0, value)
+
+
+def _unfinished(group: Group, run: Run) -> str:
+    names = "" if not group.options else f" ({group.label}, seed {one_line(run.seed)})"
+    status = "running or cut off" if run.record.status == "running" else run.record.status
+    error = f": {one_line(run.record.error)}" if run.record.error else ""
+    return f"{status} {run.name}{names}{error} [{run.folder}]"
+
+
+def _title(statuses: dict[str, int], groups: int) -> str:
+    total = sum(statuses.values())
+    counts = ", ".join(f"{n} {status}" for status, n in sorted(statuses.items(), key=lambda item: -item[1]))
+    return f"{total} run{'s' * (total != 1)} in {groups} group{'s' * (groups != 1)}: {counts}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb. Returns the exit code: 0, or FrugalError is raised where nothing was found or a flag is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="frugal report",
+        description="Group finished runs over seeds, mark the Pareto set, write report.csv, report.md and pareto.png.",
+    )
+    parser.add_argument(
+        "folder", nargs="+", type=Path, help="a run's folder, a folder that holds runs, or a record.json"
+    )
+    parser.add_argument("--out", type=Path, help="where the files go (default: the common folder of what is given)")
+    parser.add_argument(
+        "--sort", metavar="KEY", help="a column's or a figure's name; the best first (default: the quality)"
+    )
+    parser.add_argument("--metric", help="the quality to judge by (default: test/accuracy, else test/loss)")
+    parser.add_argument("--no-plots", action="store_true", help="write no pareto.png")
+    given = parser.parse_args(list(argv))
+
+    from frugal.console import say
+
+    made = build(given.folder, metric=given.metric, sort=given.sort)
+    say(made.table)
+    files = made.write(given.out or common_folder(given.folder), plots=not given.no_plots)
+    say(f"Written: {', '.join(map(str, files))}")
+    return 0

@@ -1,0 +1,39 @@
+"""How a technique plugs in, and the one place that says in which order techniques act.
+
+A technique is a Lightning callback with three things more, all optional. In a user's own Trainer it works alone:
+
+    pruning = GradualPruning(density=0.1)
+    Trainer(callbacks=[pruning]).fit(module, data)
+    network = pruning.finalize(module.network, data.train_dataloader())
+
+What a technique needs of other settings, or cannot stand, its option file says under `needs` and `excludes`
+(see `settings.check_rules`), so that a combination without meaning is refused before torch is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from lightning.pytorch import Callback
+from torch import Tensor, nn
+
+# The config groups that hold techniques, in the order in which `prepare` and `finalize` are called.
+# selection chooses data, distillation changes the loss, the others change the network or how it is written.
+STAGES = ("selection", "distillation", "pruning", "quantization", "coding", "deploy")
+
+
+class Technique(Callback):
+    """Base of everything that a config group in `STAGES` names."""
+
+    def prepare(self, network: nn.Module) -> None:
+        """Before training, on the network as built: masks, observers, a teacher. Must be safe to call on a resume."""
+
+    def finalize(self, network: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+        """After training: bake masks in, convert, shrink. `batches` are preprocessed training inputs, for calibration."""
+        return network
+
+    def figures(self) -> dict[str, Any]:
+        """What was really applied, for `record.techniques`; plain values. May hold `status`:
+        `dense`, `masked`, `simulated` or `converted`."""
+        return {}

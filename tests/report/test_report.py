@@ -1,0 +1,300 @@
+"""The report as a whole, on folders of made-up records."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made_up import record, write
+
+from frugal.console import plain
+from frugal.errors import FrugalError
+from frugal.record import Latency
+from frugal.report import main, report
+from frugal.report.figures import artefact_latency, train_seconds
+
+
+def table(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_table_csv_markdown_and_plots(tmp_path: Path) -> None:
+    values = {"simple_net": (0.90, 0.92, 0.94), "lenet5": (0.97, 0.98, 0.99)}
+    write(tmp_path, *(record(seed=s, model=m, accuracy=v) for m, vs in values.items() for s, v in enumerate(vs)))
+    made = report([tmp_path])
+    assert made.files == [tmp_path / "report.csv", tmp_path / "pareto.png", tmp_path / "report.md"]
+    assert made.statuses == {"completed": 6}
+    first, second = table((tmp_path / "report.csv").read_text())
+    assert (first["option.model"], first["seeds"], first["completed"], first["pareto"]) == (
+        "lenet5",
+        "0 1 2",
+        "3",
+        "true",
+    )
+    assert float(first["test/accuracy"]) == pytest.approx(0.98)
+    assert float(first["test/accuracy_ci95"]) == pytest.approx(4.302653 * 0.01 / 3**0.5, rel=1e-6)
+    assert float(first["file_bytes"]) == 1000 and first["energy_train_j"] == ""  # raw; absent is nothing, never 0
+    assert second["pareto"] == "false" and second["fronts"] == ""
+    markdown = (tmp_path / "report.md").read_text()
+    cells = "lenet5 | 3 | 98.00 ± 2.48 | 0.3000 ± 0.0000 | 10.0 | 20.0 | 100 | 300 | 1.000 | 0.0500 | ★ time, size"
+    assert f"| {cells}, latency |" in markdown
+    assert "![Pareto plots](pareto.png)" in markdown
+    shown = plain(made.table)
+    assert "6 runs in 2 groups: 6 completed" in shown and "98.00 ± 2.48" in shown
+    png = (tmp_path / "pareto.png").read_bytes()
+    assert png.startswith(b"\x89PNG\r\n") and len(png) > 10_000
+
+
+def test_writes_the_same_bytes_again_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    write(tmp_path, record(), record(lr=0.5))
+    before = {file.name: file.read_bytes() for file in report([tmp_path]).files}
+    after = {file.name: file.read_bytes() for file in report([tmp_path]).files}
+    assert before == after
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["pareto.png", "report.csv", "report.md"]
+
+
+def test_one_run_has_no_interval(tmp_path: Path) -> None:
+    write(tmp_path, record(accuracy=0.9))
+    made = report([tmp_path / "run0000"])
+    assert "±" not in made.markdown and "| 90.00 |" in made.markdown
+    assert made.rows[0]["test/accuracy_ci95"] is None
+    assert (tmp_path / "run0000" / "report.md").exists()
+
+
+def test_file_run_experiment_and_all_are_read_once(tmp_path: Path) -> None:
+    write(tmp_path / "exp", record(), record(lr=0.5))
+    file = tmp_path / "exp" / "run0000" / "record.json"
+    made = report([file, file.parent, tmp_path / "exp", tmp_path], out=tmp_path / "out", plots=False)
+    assert made.statuses == {"completed": 2}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.csv", "report.md"]
+
+
+def test_what_did_not_complete_is_listed_with_its_error(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        record(seed=0),
+        record(seed=1, status="failed", error="RuntimeError: out of\nmemory"),
+        record(model="lenet5", status="refused", error="precision=fp8 needs a GPU"),
+        record(model="lenet5", seed=3, status="running"),
+        record(model="lenet5", seed=4, status="interrupted"),
+    )
+    made = report([tmp_path], plots=False)
+    shown = plain(made.table)
+    assert "RuntimeError: out of memory" in shown and "precision=fp8 needs a GPU" in shown
+    assert "running or cut off" in shown and "interrupted" in shown
+    assert made.statuses == {"completed": 1, "failed": 1, "refused": 1, "running": 1, "interrupted": 1}
+    assert "1, 1 failed" in shown
+    rows = made.rows
+    assert [(r["completed"], r["failed"], r["refused"], r["running"]) for r in rows] == [(1, 1, 0, 0), (0, 0, 1, 1)]
+    assert rows[1]["test/accuracy"] is None
+
+
+def test_only_failures_make_a_report_too(tmp_path: Path) -> None:
+    write(tmp_path, record(status="failed", error="boom"))
+    made = report([tmp_path])
+    assert "boom" in plain(made.table) and [file.name for file in made.files] == ["report.csv", "report.md"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{nope",
+        b"[1, 2]",
+        b'{"schema": 99}',
+        b"\xff\xfe\x00",
+        b'{"schema": 1, "status": "done"}',
+        b"",
+        b'{"schema": 1, "status": "completed", "config": [1]}',
+        b'{"schema": 1, "latency": [{"backend": "x"}]}',
+    ],
+)
+def test_a_foreign_file_is_named_and_skipped(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path, record())
+    (tmp_path / "alien").mkdir()
+    (tmp_path / "alien" / "record.json").write_bytes(content)
+    made = report([tmp_path], plots=False)
+    assert made.statuses == {"completed": 1}
+    assert len(made.skipped) == 1 and "alien" in made.skipped[0] and "\n" not in made.skipped[0]
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_nothing_found_is_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FrugalError, match=r"no record\.json") as caught:
+        report([tmp_path / name])
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_names_cannot_break_out(tmp_path: Path) -> None:
+    evil = "[red]a|b<script>\n*x*[/red] `c`"
+    write(
+        tmp_path,
+        record(model=evil, name=evil),
+        record(model="=1+1"),
+        record(model=evil, seed=2, status="failed", error=evil),
+    )
+    made = report([tmp_path], plots=True)
+    shown = plain(made.table)
+    assert "[red]a|b<script> *x*[/red] `c`" in shown
+    lines = [line for line in made.markdown.splitlines() if line.startswith("| ")]
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1  # every row has the same number of cells
+    assert "<script>" not in made.markdown and "\\[red\\]a\\|b&lt;script&gt; \\*x\\*" in made.markdown
+    rows = {row["option.model"] for row in table(made.csv)}
+    assert rows == {"[red]a|b<script> *x*[/red] `c`", "'=1+1"}  # a spreadsheet must not run it
+
+
+def test_rows_are_whole_however_long(tmp_path: Path) -> None:
+    long = "x" * 3000
+    write(tmp_path, record(model=long), record(model="y"))
+    lines = plain(report([tmp_path], plots=False).table).splitlines()
+    assert sum(long in line and "★" in line for line in lines) == 1
+
+
+def test_a_narrow_terminal_drops_columns_and_names_them(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    write(tmp_path, record(), record(model="lenet5"))
+    made = report([tmp_path], plots=False)
+    narrow = Console(file=io.StringIO(), width=60)
+    narrow.print(made.table)
+    assert isinstance(narrow.file, io.StringIO)
+    text = narrow.file.getvalue()
+    assert "Left out on 60 columns: wall, loss" in text
+    rows = [line.split() for line in text.splitlines() if "★" in line]
+    assert rows[0][:2] == ["lenet5", "1"] and rows[0][-1] == "★"  # whole, on one line, of the Pareto column the star
+    assert "wall" in plain(made.table) and "Left out" not in plain(made.table)
+
+
+def test_the_pareto_note_names_what_was_measured(tmp_path: Path) -> None:
+    write(tmp_path, record(latency=None), record(lr=0.5, latency=None))
+    assert "of accuracy against train time and file size;" in report([tmp_path], plots=False).notes[0]
+
+
+def test_fingerprints_are_not_mixed(tmp_path: Path) -> None:
+    write(tmp_path, record(seed=0), record(seed=1, accuracy=0.2, fingerprint={"torch": "2.11"}))
+    made = report([tmp_path])
+    assert [row["set"] for row in made.rows] == ["A", "B"] and [row["n_seeds"] for row in made.rows] == [1, 1]
+    assert "torch 2.13" in made.markdown and "torch 2.11" in made.markdown
+
+
+def test_sort_and_metric(tmp_path: Path) -> None:
+    write(tmp_path, record(lr=10.0, accuracy=0.9, loss=0.1, train=9), record(lr=9.0, accuracy=0.8, loss=0.01, train=5))
+
+    def order(**given: str) -> list[str]:
+        return [row["option.lr"] for row in report([tmp_path], plots=False, **given).rows]
+
+    assert order() == ["10", "9"]
+    assert order(sort="lr") == ["9", "10"]  # as numbers
+    assert order(sort="train") == order(metric="test/loss") == order(metric="loss") == ["9", "10"]
+    assert order(sort="samples/s") == ["9", "10"]
+    with pytest.raises(FrugalError, match="--sort trian: no such column; did you mean train"):
+        order(sort="trian")
+    with pytest.raises(FrugalError, match="--metric f1: no record has it; there is test/accuracy, test/loss"):
+        order(metric="f1")
+
+
+def test_a_metric_of_ones_own_becomes_a_column(tmp_path: Path) -> None:
+    made = [record(lr=lr) for lr in (0.1, 0.2)]
+    made[0].quality["test/perplexity"], made[1].quality["test/perplexity"] = 12.5, 11.25
+    write(tmp_path, *made)
+    found = report([tmp_path], metric="perplexity", plots=False)
+    assert found.rows[0]["test/perplexity"] == 11.25 and "| perplexity |" in found.markdown
+
+
+def test_since_counts_what_is_new(tmp_path: Path) -> None:
+    write(tmp_path, record(seed=0), record(seed=1))
+    made = report([tmp_path], since={tmp_path / "run0000"}, plots=False)
+    assert "1 of 2 runs are new, 1 were there before." in made.notes
+
+
+def test_the_default_folder_may_be_unwritable_and_out_may_not(tmp_path: Path) -> None:
+    write(tmp_path, record())
+    (tmp_path / "report.csv").mkdir()  # a folder in the file's place: also root cannot write it
+    made = report([tmp_path])
+    assert made.files == [] and "cannot be written" in made.notes[-1]
+    with pytest.raises(FrugalError, match="cannot be written"):
+        report([tmp_path], out=tmp_path / "run0000" / "record.json")
+
+
+def test_folders_with_only_the_root_in_common_need_out() -> None:
+    from frugal.report.verb import common_folder
+
+    with pytest.raises(FrugalError, match="--out"):
+        common_folder([Path("/usr"), Path("/tmp")])
+    assert common_folder([Path("/usr/lib"), Path("/usr/bin")]) == Path("/usr")
+
+
+def test_a_thousand_records(tmp_path: Path) -> None:
+    draws = [(m, lr / 100, s) for m in ("simple_net", "lenet5") for lr in range(1, 101) for s in range(5)]
+    write(tmp_path, *(record(model=m, lr=lr, seed=s, accuracy=0.5 + lr / 10, train=5 + lr) for m, lr, s in draws))
+    made = report([tmp_path])
+    assert made.statuses == {"completed": 1000} and len(made.rows) == 200
+    assert {row["n_seeds"] for row in made.rows} == {5}
+    assert len(plain(made.table).splitlines()) > 200
+
+
+def test_train_time_is_what_making_the_artefact_took() -> None:
+    made = record()
+    made.time.ledger_s = {
+        "startup": 1.0,
+        "data_wait": 2.0,
+        "train_step": 4.0,
+        "compress": 8.0,
+        "selection": 16.0,
+        "lost": 32.0,
+    }
+    assert train_seconds(made) == 30.0
+    made.time.ledger_s = {}
+    assert train_seconds(made) is None
+
+
+def test_latency_is_that_of_the_artefacts_own_backend() -> None:
+    made = record()
+    rows = {"eager": "dense", "compile": "dense", "onnxruntime": "converted"}
+    made.latency = [Latency(name, 1, 2, status, 1.0, 1.0, 1.0) for name, status in rows.items()]  # type: ignore[arg-type]
+
+    def backend() -> str:
+        row = artefact_latency(made)
+        return row.backend if row else ""
+
+    assert backend() == "onnxruntime"
+    made.techniques = {"deploy": {"backend": "compile"}}
+    assert backend() == "compile"
+    made.techniques, made.latency = {}, made.latency[:2]
+    assert backend() == "eager"
+    made.latency = []
+    assert artefact_latency(made) is None
+
+
+def test_main_prints_and_returns_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, record())
+    assert main([str(tmp_path), "--no-plots", "--out", str(tmp_path / "to" / "here")]) == 0
+    out = capsys.readouterr().out
+    assert "1 run in 1 group: 1 completed" in out and "here/report.csv" in out and "pareto.png" not in out
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2
+
+
+def test_needs_neither_torch_nor_a_plotting_library_to_be_imported(tmp_path: Path) -> None:
+    write(tmp_path, record())
+    code = (
+        "import json, sys; import frugal.report, frugal.console; free = sorted(sys.modules)\n"
+        f"frugal.report.main([{str(tmp_path)!r}]); print(json.dumps([free, sorted(sys.modules)]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    free, after = json.loads(done.stdout.splitlines()[-1])
+    assert not {"torch", "lightning", "matplotlib", "rich", "scipy", "numpy"} & set(free)
+    assert not {"torch", "lightning", "matplotlib.pyplot", "scipy"} & set(after) and "matplotlib" in after
