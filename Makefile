@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "making $(VENV) with $$("$(PYTHON)" --version)"; "$(PYTHON)" -m venv $(VENV); } \
 	  || { echo "make: no virtual environment; on Debian: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
 	@echo "installing torch (the largest download, a minute or more)"
-	@$(PIP) "torch==2.13.0" hatchling
+	@$(PIP) torch hatchling
 	@echo "installing frugal and what its options need"
 	@$(PIP) --no-build-isolation --editable ".[wandb,onnx,gpu,dev]"
 	@touch $@

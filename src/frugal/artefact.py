@@ -83,8 +83,9 @@ def load(path: Path) -> tuple[nn.Module, Description]:
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State and plain description from an artefact or a checkpoint, without building anything."""
-    if not path.is_file():
-        raise RunError(f"{path}: no such file; give a run's folder, a checkpoint (.ckpt) or an artefact (.safetensors)")
+    if not path.is_file() or path.suffix not in (".ckpt", ".safetensors"):
+        what = "is no such file" if path.is_file() else "does not exist"
+        raise RunError(f"{path}: {what}; give a run's folder, a checkpoint (.ckpt) or an artefact (.safetensors)")
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:

@@ -176,7 +176,6 @@ def _end_of_sweep(sweep: Path) -> int:
     """Report on the sweep's runs; 1 when one of them failed."""
     from frugal import console
     from frugal.job import finished_folders
-    from frugal.record import Record
     from frugal.report import report
 
     folders = finished_folders(sweep)
@@ -184,11 +183,8 @@ def _end_of_sweep(sweep: Path) -> int:
         return 0
     result = report(folders, out=sweep)
     console.say(result.table)
-    statuses = [Record.read(folder).status for folder in folders if (folder / "record.json").is_file()]
-    counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
-    console.say(f"{len(statuses)} runs: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     console.say("Written: " + ", ".join(_short(path) for path in result.files))
-    return 1 if any(status in ("failed", "interrupted", "running") for status in statuses) else 0
+    return 1 if any(result.statuses.get(status) for status in ("failed", "interrupted", "running")) else 0
 
 
 def _short(path: Path) -> str:

@@ -155,7 +155,7 @@ class Bar:
         self._task: TaskID | None = live.add_task(description, total=total, amount="") if live else None
         self._started = time.monotonic()
         self._said = self._started
-        self._wrote = False
+        self._wrote: float | None = None  # how much was done at the last plain line
 
     @property
     def total(self) -> float | None:
@@ -173,7 +173,7 @@ class Bar:
         self.description = self.description if description is None else description
         if self._live and self._task is not None:
             self._live.update(self._task, completed=self.done, description=self.description, amount=self._amount())
-        elif time.monotonic() - self._said >= (_PLAIN_EVERY_S if self._wrote else _PLAIN_AFTER_S):
+        elif time.monotonic() - self._said >= (_PLAIN_AFTER_S if self._wrote is None else _PLAIN_EVERY_S):
             self._line()
 
     def update(self, amount: float) -> None:
@@ -196,12 +196,12 @@ class Bar:
         share = f", {self.done / self._total:.0%}" if self._total else ""
         elapsed = time.monotonic() - self._started
         say(f"{self.description}: {self._amount()}{share} after {elapsed:.0f} s")
-        self._said, self._wrote = time.monotonic(), True
+        self._said, self._wrote = time.monotonic(), self.done
 
     def _finish(self) -> None:
         if self._live and self._task is not None:
             self._live.remove_task(self._task)
-        elif self._wrote and time.monotonic() - self._started >= _PLAIN_AFTER_S:
+        elif self._wrote not in (None, self.done):
             self._line()
 
 

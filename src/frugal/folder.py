@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import hashlib
 import json
 import logging
 import mmap
@@ -55,8 +56,15 @@ class Run:
     record: Record
     resumed: bool = False  # continues an earlier, cut-off or extended run of this folder
     extends: bool = False  # that run had completed
+    sweep: str | None = None  # the sweep's name, where the run is one of its jobs
     _lock: int | None = None
     _handlers: list[logging.Handler] = field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        """One name for the run and all its continuations, for loggers: no two runs share it, on any machine."""
+        words = (str(self.folder.resolve()), self.record.run.started_at, platform.node())
+        return hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
 
     @property
     def checkpoints(self) -> Path:

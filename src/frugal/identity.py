@@ -26,6 +26,8 @@ IGNORED_ROOTS = {"paths", "logger", "run", "choices", "launch"}
 # ... except what decides the weights that become the artefact, and what the record says of them.
 KEPT_RUN_KEYS = {"weights", "monitor", "mode", "target", "target_metric"}
 IGNORED_GROUPS = {"logger", "launch"}
+# ... and how thoroughly it was measured is part of the hash, but not of the name.
+UNNAMED_GROUPS = IGNORED_GROUPS | {"experiment", "measure"}
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,12 @@ def identify(
 
     experiment = choices.get("experiment")
     under, implied = _reference(verb, (f"experiment={experiment}",) if experiment else (), frozen)
-    named = {g: o for g, o in choices.items() if o != implied.get(g) and g not in IGNORED_GROUPS | {"experiment"}}
+    named = {g: o for g, o in choices.items() if o != implied.get(g) and g not in UNNAMED_GROUPS}
     if named:  # leaves are told apart from what the named options bring
         words = (*((f"experiment={experiment}",) if experiment else ()), *(f"{g}={o or 'null'}" for g, o in sorted(named.items())))
         under, _ = _reference(verb, words, frozen)
-    return Identity(short_name(named, difference(cfg, under)), digest, source_sha256(), data_sha256)
+    leaves = {key: value for key, value in difference(cfg, under).items() if key.split(".")[0] not in UNNAMED_GROUPS}
+    return Identity(short_name(named, leaves), digest, source_sha256(), data_sha256)
 
 
 @functools.lru_cache(maxsize=64)
@@ -95,6 +98,10 @@ def short_name(choices: Mapping[str, str | None], leaves: Mapping[str, Any]) -> 
     # the seed last, so that the runs of one setting lie side by side in a listing
     for key in sorted(leaves, key=lambda k: (k == "seed", k)):
         value = leaves[key]
+        if key == "source":  # an evaluation is called after the run, not after where it lies
+            path = Path(str(value))
+            words.append(path.name if path.suffix not in (".ckpt", ".safetensors") else path.parent.name + "-" + path.stem)
+            continue
         shown = "x".join(str(v) for v in value) if isinstance(value, list) else str(value)
         words.append(f"{key.rpartition('.')[2]}{shown}" if key != "seed" else f"seed{shown}")
     text = "-".join(str(word) for word in words) or "defaults"

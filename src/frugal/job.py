@@ -85,6 +85,7 @@ def run_job(job: Job) -> tuple[Record, Path]:
             _note_in_sweep(job, folder)
             return found, folder
         opened = found
+        opened.sweep = f"{job.cfg.run.experiment}/{job.sweep.name}" if job.sweep else None
         _note_in_sweep(job, opened.folder)
         _begin(job, opened)
         _show_start(job, opened)

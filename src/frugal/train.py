@@ -158,8 +158,8 @@ def build_techniques(cfg: DictConfig) -> dict[str, Technique]:
 
 
 def build_loggers(cfg: DictConfig, run: Run) -> list[Logger]:
-    group = f"{cfg.run.experiment}"
-    given = {"name": run.folder.name, "id": f"{run.identity.hash}-{run.folder.name[-40:]}", "group": group}
+    """The loggers that were chosen; each is told the run's name, its fixed id and the sweep that it belongs to."""
+    given = {"name": run.folder.name, "id": run.id, "group": run.sweep or str(cfg.run.experiment)}
     loggers = []
     for key, node in (cfg.logger or {}).items():
         if not node:
@@ -234,7 +234,6 @@ def build_fit(
             mode=cfg.run.mode,
             every_s=float(cfg.run.checkpoint_every_s),
             every_steps=cfg.run.checkpoint_every_steps,
-            meta=description.to_dict(),
             on_step=steps.add,
             extends=run.extends,
         ),
@@ -243,7 +242,7 @@ def build_fit(
         **trainer_arguments(cfg),
         callbacks=[*own, *techniques.values(), *users, *last],
         logger=loggers,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(description.to_dict())],
         default_root_dir=str(run.folder),
     )
     return fit

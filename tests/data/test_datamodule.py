@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
@@ -14,6 +19,7 @@ from torch import nn
 from frugal.data.datamodule import ArrayDataModule
 from frugal.data.digits import Digits
 from frugal.data.preprocess import Preprocess
+from frugal.data.sampler import BatchOrder
 from frugal.data.split import holdout
 from frugal.errors import SettingsError
 
@@ -72,7 +78,7 @@ def module(**kwargs) -> Tiny:
     return Tiny(**kwargs)
 
 
-# ------------------------------------------------------------------------------------------------ splits and statistics
+# ----------------------------------------------------------------------------------------- splits and statistics
 def test_validation_is_cut_from_training_and_the_test_set_is_untouched():
     data = ArrayDataModule(Digits(), Preprocess())
     data.setup()
@@ -134,7 +140,7 @@ def test_nonsense_is_refused_by_key(key):
         ArrayDataModule(Numbered(), Preprocess(), **{key: -1})
 
 
-# ---------------------------------------------------------------------------------------------------- in a plain Trainer
+# -------------------------------------------------------------------------------------------- in a plain Trainer
 def test_it_trains_and_tests_in_a_plain_lightning_project():
     data, net = ArrayDataModule(Digits(), Preprocess()), module(classes=10, pixels=784)
     run = trainer(max_epochs=6)
@@ -159,7 +165,7 @@ def test_every_epoch_sees_each_sample_once_in_an_order_of_its_own(workers):
     data = Watching(Numbered(), Preprocess(), batch_size=16, workers=workers, val_fraction=0.2, seed=4)
     trainer(max_epochs=3).fit(module(), data)
     train = sorted(numbers(data.splits["train"][0]))
-    epochs = [sum(data.seen[5 * e : 5 * e + 5], []) for e in range(3)]
+    epochs = [list(itertools.chain(*data.seen[5 * e : 5 * e + 5])) for e in range(3)]
     assert len(data.seen) == 15 and all(sorted(epoch) == train for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
     assert not multiprocessing.active_children()  # workers ended with the fit
@@ -210,7 +216,7 @@ def test_evaluation_is_not_augmented():
     assert torch.equal(torch.cat(seen), data.preprocess(data.splits["test"][0], training=False))
 
 
-# --------------------------------------------------------------------------------------------------------- exact resume
+# -------------------------------------------------------------------------------------------------- exact resume
 class SaveAt(pl.Callback):
     """Checkpoints after the given batches, counted over all epochs."""
 
@@ -228,7 +234,7 @@ def data_for_resume(workers: int, **kwargs) -> Watching:
 
 
 @pytest.mark.parametrize(
-    ("limit", "accumulate", "stops"), [(1.0, 1, (1, 5, 6, 9)), (4, 2, (3, 4, 6)), (0.5, 1, (2, 4))]
+    ("limit", "accumulate", "stops"), [(1.0, 1, (1, 5, 6, 9)), (4, 2, (2, 4, 6)), (0.5, 1, (2, 4))]
 )
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resume_in_mid_epoch_is_bit_identical(tmp_path, limit, accumulate, stops, workers):
@@ -248,7 +254,7 @@ def test_a_resume_in_mid_epoch_is_bit_identical(tmp_path, limit, accumulate, sto
 
 
 def test_a_resume_takes_the_statistics_from_the_checkpoint(tmp_path):
-    data = data_for_resume(0)
+    data = ArrayDataModule(Numbered(), Preprocess(shift=1), batch_size=16)
     trainer(max_epochs=1, callbacks=[SaveAt(tmp_path, (2,))]).fit(module(), data)
     again = ArrayDataModule(Numbered(60), Preprocess(shift=1), batch_size=16)
     trainer(max_epochs=1).fit(module(), again, ckpt_path=tmp_path / "2.ckpt", weights_only=True)
@@ -276,3 +282,46 @@ def test_shifts_differ_from_batch_to_batch_and_by_seed():
     assert torch.equal(runs[0][0], runs[1][0]) and torch.equal(runs[0][1], runs[1][1])
     assert not torch.equal(runs[0][0], runs[0][1])  # the same samples, moved otherwise
     assert not torch.equal(runs[0][0], runs[2][0])
+
+
+# --------------------------------------------------------------------------------------------------------------- ranks
+TWO_RANKS = """
+import json, sys
+sys.path[:0] = {paths!r}
+import torch
+from data_standins import Numbered
+from frugal.data.preprocess import Preprocess
+from test_datamodule import Tiny, Watching, trainer
+
+class Testing(Tiny):
+    def test_step(self, batch, batch_idx):
+        self.tested += len(batch[1])
+        self.network(batch[0])
+
+if __name__ == "__main__":
+    data = Watching(Numbered(103, test=31), Preprocess(shift=1), batch_size=16, eval_batch_size=5, val_fraction=0)
+    net, run = Testing(), trainer(max_epochs=2, strategy="ddp", devices=2)
+    run.fit(net, data)
+    run.test(net, data, verbose=False)
+    weights = [float(p.double().sum()) for p in net.parameters()]
+    with open(f"{folder}/{{run.global_rank}}.json", "w") as file:
+        json.dump({{"seen": data.seen, "tested": net.tested, "weights": weights}}, file)
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_share_each_batch_and_the_test_set(tmp_path):
+    here = Path(__file__).parent
+    script = tmp_path / "two_ranks.py"
+    script.write_text(TWO_RANKS.format(paths=[str(here), str(here.parents[1] / "src")], folder=tmp_path))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    alone = BatchOrder(103, 16, seed=0)
+    for epoch in range(2):
+        for i, rows in enumerate(alone.batches(epoch)):
+            shares = [rank["seen"][epoch * len(alone) + i] for rank in ranks]
+            assert len(shares[0]) == len(shares[1])
+            assert shares[0] + shares[1] == rows[: len(rows) // 2 * 2].tolist()
+    assert sorted(rank["tested"] for rank in ranks) == [15, 16]
+    assert ranks[0]["weights"] == ranks[1]["weights"]

@@ -77,5 +77,5 @@ def test_a_file_that_is_no_table_is_named(monkeypatch, tmp_path):
 
 
 def test_another_size_is_refused():
-    with pytest.raises(DataError, match="data.source.size=16"):
+    with pytest.raises(DataError, match=r"data\.source\.size=16"):
         Digits(16)

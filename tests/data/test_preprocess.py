@@ -125,5 +125,5 @@ def test_wrong_settings_are_refused(wrong):
 
 
 def test_shifting_features_is_refused():
-    with pytest.raises(SettingsError, match="preprocess.shift"):
+    with pytest.raises(SettingsError, match=r"preprocess\.shift"):
         Preprocess(normalize=False, shift=1)(torch.ones(4, 3), training=True)

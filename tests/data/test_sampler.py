@@ -56,9 +56,9 @@ def test_a_rest_smaller_than_the_ranks_is_left_out():
 
 
 def test_what_cannot_be_shared_or_leaves_nothing_is_refused():
-    with pytest.raises(SettingsError, match="data.batch_size=10"):
+    with pytest.raises(SettingsError, match=r"data\.batch_size=10"):
         BatchOrder(100, 10, 0, ranks=3)
-    with pytest.raises(SettingsError, match="data.batch_size=0"):
+    with pytest.raises(SettingsError, match=r"data\.batch_size=0"):
         BatchOrder(100, 0, 0)
-    with pytest.raises(SettingsError, match="data.batch_size=64"):
+    with pytest.raises(SettingsError, match=r"data\.batch_size=64"):
         BatchOrder(20, 64, 0, drop_last=True)

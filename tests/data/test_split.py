@@ -39,5 +39,5 @@ def test_float_targets_are_drawn_without_classes():
 def test_nothing_and_nonsense():
     assert holdout(np.arange(9) % 3, 0, 0).sum() == 0
     for fraction in (1.0, -0.1, 3):
-        with pytest.raises(SettingsError, match="data.val_fraction"):
+        with pytest.raises(SettingsError, match=r"data\.val_fraction"):
             holdout(np.arange(9), fraction, 0)

@@ -56,7 +56,10 @@ def test_what_is_done_already_is_not_advised() -> None:
     assert "no worker" in diagnose(ledger, hints={"data.workers": 0})
     logging = {"callbacks": 5.0, "train_step": 5.0}
     assert "logger=csv" in diagnose(logging, hints={"logger": "wandb"})
-    assert "logger=csv" not in diagnose(logging, hints={"logger": "csv"})
+    assert "logger=csv" not in diagnose(logging, hints={"choices.logger": "csv"})
+    busy = {"train_step": 9.0}
+    assert "trainer.precision=bf16-mixed" in diagnose(busy, hints={"device": "cuda", "trainer.precision": "32-true"})
+    assert "precision" not in diagnose(busy, hints={"device": "cuda", "trainer.precision": "bf16-mixed"})
 
 
 def test_lost_work_and_measuring_are_named() -> None:

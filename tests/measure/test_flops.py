@@ -70,8 +70,9 @@ def test_a_network_that_cannot_live_on_meta_is_counted_on_a_real_copy() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return nn.functional.linear(x, self.linear.weight * self.mask)
 
+    network, x = Holds(), torch.rand(2, 8)
     random = torch.get_rng_state()
-    assert count_flops(Holds(), torch.rand(2, 8)).forward == 2 * 2 * 8 * 4
+    assert count_flops(network, x).forward == 2 * 2 * 8 * 4
     assert torch.equal(torch.get_rng_state(), random)
 
 
@@ -101,6 +102,7 @@ def test_attention_is_counted_and_the_loss_is_asked() -> None:
         ("Tesla T4", "bf16", None),
         ("NVIDIA A1000 Laptop GPU", "bf16", None),
         ("NVIDIA L40", "bf16", None),
+        ("NVIDIA GeForce RTX 3090 Ti", "bf16", None),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16", None),
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16", None),
         ("Imaginary GPU", "fp32", None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
@@ -47,7 +48,7 @@ def test_calls_take_turns_and_are_warmed_up_in_inference_mode() -> None:
     assert calls[:20] == ["a"] * 10 + ["b"] * 10
     timed = calls[20:]
     assert timed.count("a") >= 10 <= timed.count("b")
-    assert sum(one != two for one, two in zip(timed, timed[1:], strict=False)) >= 8
+    assert sum(one != two for one, two in itertools.pairwise(timed)) >= 8
 
 
 def test_at_least_ten_timed_calls() -> None:

@@ -161,4 +161,4 @@ def test_the_ledger_closes_against_a_clock_outside_the_process(tmp_path: Path) -
     assert seconds["other"] <= 0.02 * wall_s
     assert seconds["startup"] > 0.3
     assert 0.2 <= seconds["compress"] < 0.4
-    assert 64 * 2 * 0.01 * 0.9 <= seconds["train_step"] + seconds["warmup"]
+    assert seconds["train_step"] + seconds["warmup"] >= 64 * 2 * 0.01 * 0.9

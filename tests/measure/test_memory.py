@@ -90,7 +90,16 @@ def test_workers_count_with_what_they_have_to_themselves(fit: Callable[..., Any]
     class Allocates(base):  # type: ignore[misc, valid-type]
         def train_dataloader(self) -> Any:
             loader = super().train_dataloader()
-            loader.dataset.__class__ = _Greedy
+            rows = type(loader.dataset)
+
+            class Greedy(rows):  # type: ignore[misc, valid-type]
+                def __getitem__(self, indices: Any) -> torch.Tensor:
+                    block = torch.ones(100 * MB, dtype=torch.uint8)
+                    time.sleep(0.05)
+                    del block
+                    return super().__getitem__(indices)
+
+            loader.dataset.__class__ = Greedy
             return loader
 
     meter = Memory(interval_s=0.01)
@@ -128,14 +137,3 @@ def test_the_sampler_ends_with_training_even_after_an_exception(fit: Callable[..
     with pytest.raises(ValueError, match="planted"):
         fit([Memory(), Fails()])
     assert "frugal-memory" not in {thread.name for thread in threading.enumerate()}
-
-
-from conftest import Rows  # noqa: E402  (the toy's data set, which the worker's greed derives from)
-
-
-class _Greedy(Rows):
-    def __getitem__(self, indices: Any) -> torch.Tensor:
-        block = torch.ones(100 * MB, dtype=torch.uint8)
-        time.sleep(0.05)
-        del block
-        return super().__getitem__(indices)

@@ -36,7 +36,7 @@ def test_validation_logging_inside_it_and_checkpoints_do_not_move_it(fit: Callab
         run = fit([meter], sleeps=sleeps, epochs=6, batches=10, check_val_every_n_epoch=every, checkpoint=True)
         assert run.sleeps.spent["validation"] >= 0.05 * (6 / every)
         rates[every] = meter.figures().samples_per_s
-    assert rates[1] == pytest.approx(rates[6], rel=0.15)
+    assert rates[1] == pytest.approx(rates[6], rel=0.4)  # counted, they would make it 3.5 times slower
 
 
 def test_logging_of_training_steps_is_inside(fit: Callable[..., Any]) -> None:

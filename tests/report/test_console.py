@@ -153,6 +153,15 @@ def test_progress_off_a_terminal_is_a_line_now_and_then(
     assert len(lines) == 6  # at 2, 12, 22, 32, 42 and 50 s
 
 
+def test_the_last_line_is_not_said_twice(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.progress("one", total=1) as bar:
+        now[0] = 3.0
+        bar.advance()
+    assert capsys.readouterr().out == "one: 1/1, 100% after 3 s\n"
+
+
 def test_what_is_over_at_once_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with console.progress("quick", total=3) as bar:
         bar.advance(3)

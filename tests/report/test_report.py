@@ -173,7 +173,7 @@ def test_a_narrow_terminal_drops_columns_and_names_them(tmp_path: Path) -> None:
 
 def test_the_pareto_note_names_what_was_measured(tmp_path: Path) -> None:
     write(tmp_path, record(latency=None), record(lr=0.5, latency=None))
-    assert "of accuracy against train time and file size;" in report([tmp_path], plots=False).notes[0]
+    assert "of accuracy against train time, file size;" in report([tmp_path], plots=False).notes[0]
 
 
 def test_fingerprints_are_not_mixed(tmp_path: Path) -> None:

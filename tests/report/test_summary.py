@@ -30,6 +30,9 @@ def test_every_figure_is_there() -> None:
     assert "100 samples/s" in line(lines, "Throughput")
     assert "20.0 s in all, 10.0 s of it training" in line(lines, "Wall time")
     assert "300 MB private at the peak (200 MB before training), 400 MB resident" in line(lines, "Memory")
+    assert "smaller" not in line(lines, "Size")
+    made.size.compression_ratio = 40.2
+    assert "1.00 kB on disk, 40.2 times smaller than dense fp32" in line(shown(made), "Size")
     assert "1.00 kB on disk" in line(lines, "Size") and "235,146 parameters" in line(lines, "Size")
     assert "90.0 MFLOP a step, 1.50 TFLOP in all; MFU 12.3 % of 150 GFLOP/s (measured)" in line(lines, "Compute")
     assert any(text.split()[:5] == ["eager", "8", "0.400", "0.0600", "0.100"] for text in lines)

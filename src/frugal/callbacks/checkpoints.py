@@ -21,9 +21,19 @@ from frugal.record import write_atomic
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's own reading and format; writing is all or nothing."""
+    """Lightning's own reading and format; writing is all or nothing.
+
+    Args:
+        meta: what every checkpoint says of itself under the key "frugal"; plain values.
+    """
+
+    def __init__(self, meta: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.meta = meta
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        if self.meta is not None:
+            checkpoint = {**checkpoint, "frugal": self.meta}
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +49,6 @@ class Checkpoints(Checkpoint):
         mode: "min" or "max".
         every_s: `last` is written after a micro-batch once this many seconds have passed since it was last written.
         every_steps: and after every so many optimizer steps.
-        meta: what else a checkpoint says of itself under the key "frugal"; plain values.
         on_step: called once for each optimizer step that was executed.
         extends: the run had ended and is trained on: what stopped it then does not stop it now.
     """
@@ -51,13 +60,11 @@ class Checkpoints(Checkpoint):
         mode: str = "min",
         every_s: float = 60.0,
         every_steps: int | None = None,
-        meta: dict[str, Any] | None = None,
         on_step: Callable[[], None] | None = None,
         extends: bool = False,
     ) -> None:
         self.folder, self.monitor, self.mode = Path(folder), monitor, mode
         self.every_s, self.every_steps = every_s, every_steps
-        self.meta = meta or {}
         self.on_step = on_step
         self.extends = extends
         self.best: float | None = None
@@ -116,7 +123,6 @@ class Checkpoints(Checkpoint):
         self._write(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["frugal"] = self.meta
         if "loops" in checkpoint:
             _correct_epoch_progress(trainer, checkpoint["loops"]["fit_loop"])
 

@@ -49,9 +49,8 @@ class Preprocess:
         """Take the statistics of training samples (N, ...); population deviations. Bytes are summed exactly."""
         if not self.normalize:
             return
-        flat = x.flatten(
-            1
-        ).numpy()  # numpy, since hundreds of small sums on torch's threads can stall on a busy machine
+        # numpy: hundreds of small sums on torch's threads took seconds on a machine with other load
+        flat = x.flatten(1).numpy()
         exact = flat.dtype == np.uint8
         # floats are taken relative to the first sample: a large common offset would drown their variance
         origin = np.zeros(flat.shape[1]) if exact else flat[0].astype(np.float64)

@@ -141,6 +141,11 @@ class WandB(RunLogger):
             if mode != "online":
                 raise
             _offline_from_now_on(error)
+            # W&B's service still holds the id of the run that it could not begin.
+            import wandb
+
+            if wandb.run is None:
+                wandb.teardown(exit_code=0)
             run = self._init("offline")
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)

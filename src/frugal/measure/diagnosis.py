@@ -19,8 +19,8 @@ def diagnose(
 
     Args:
         ledger_s: seconds by bucket.
-        hints: settings by dotted key as they were (`data.workers`, `data.batch_size`, ...); advice that is already
-            followed is not given again. Missing keys are fine.
+        hints: settings by dotted key as they were (`data.workers`, `choices.logger`, ...) and `device` (cpu, cuda);
+            advice that is already followed is not given again. Missing keys are fine.
     """
     seconds = {
         bucket: ledger_s.get(bucket, 0.0) for bucket in (*_FIT, "startup", "compress", "test", "measure", "lost")
@@ -66,9 +66,10 @@ def _avoidable(bucket: str, hints: Mapping[str, Any]) -> str:
     if bucket == "callbacks":
         every = int(hints.get("trainer.log_every_n_steps") or 0)
         rarer = f"trainer.log_every_n_steps={max(50, every * 4)}"
-        logger = "" if hints.get("logger") in ("csv", None) else " or logger=csv"
+        chosen = hints.get("logger", hints.get("choices.logger"))
+        logger = " or logger=csv" if chosen not in ("csv", "none", None) else ""
         return f"logging, callbacks and the loop around the steps: try {rarer}{logger}, or larger batches"
-    return "compilation: it pays in longer runs only; try compile=none or more epochs"
+    return "compilation: it pays in longer runs only; train for longer, or leave it out"
 
 
 def _outside(bucket: str, hints: Mapping[str, Any]) -> str:
@@ -84,9 +85,9 @@ def _outside(bucket: str, hints: Mapping[str, Any]) -> str:
 
 
 def _step_advice(hints: Mapping[str, Any]) -> str:
-    precision = str(hints.get("precision") or "")
-    if hints.get("device") in ("cuda", "mps") and "bf16" not in precision and "16" not in precision:
-        return "little to gain elsewhere; try precision=bf16, or larger batches"
+    precision = str(hints.get("trainer.precision") or "")
+    if hints.get("device") == "cuda" and "16" not in precision:
+        return "little to gain elsewhere; try trainer.precision=bf16-mixed, or larger batches"
     return "little to gain elsewhere; try larger batches or a smaller model"
 
 

@@ -45,6 +45,8 @@ _GPU_PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
     ("RTX 4090", {"fp32": 82.6e12, "tf32": 82.6e12, "bf16": 165.2e12, "fp16": 165.2e12}),
     ("RTX 3090", {"fp32": 35.6e12, "tf32": 35.6e12, "bf16": 71.2e12, "fp16": 71.2e12}),
 )
+# Words that make a name another chip, or a part of one, than the table's.
+_OTHER_CHIPS = frozenset({"D", "GRID", "Laptop", "MIG", "Max", "Mobile", "SUPER", "Ti"})
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -80,6 +82,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype, tf32: bool = False) -> 
 def gpu_peak(gpu: str, dtype: str) -> tuple[float | None, str]:
     """Dense peak by the GPU's name, as `torch.cuda.get_device_name` gives it, and `fp32|tf32|bf16|fp16`."""
     words = gpu.replace("-", " ").split()
+    other = _OTHER_CHIPS.intersection(words)
+    if other:
+        return None, f"no peak is known for {gpu!r}: {min(other)} is another chip, or a part of one"
     for part, peaks in _GPU_PEAKS:
         wanted = part.replace("-", " ").split()
         # Whole words, so that an L40 is no L4 and an A100 no A10.

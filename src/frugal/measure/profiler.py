@@ -36,7 +36,9 @@ def bucket_of(action: str, phase: str, checkpoint_callbacks: frozenset[str] = fr
     if owner.startswith("[Callback]"):
         if hook in _ENCLOSED_HOOKS or phase == "setup":
             return None
-        return "checkpoint" if owner.removeprefix("[Callback]") in checkpoint_callbacks else "callbacks"
+        # What such a callback does every batch is a look at the clock: if it saves, that is an action of its own.
+        saves = owner.removeprefix("[Callback]") in checkpoint_callbacks and not hook.startswith("on_train_batch")
+        return "checkpoint" if saves else "callbacks"
     if phase == "evaluation":
         return None
     if hook == "train_dataloader":

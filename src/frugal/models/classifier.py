@@ -76,6 +76,8 @@ class Classifier(LightningModule):
         return len(batch[1]), None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if batch_idx == 0:  # also where a resume begins an epoch without on_train_epoch_start, as Lightning can
+            self._train_means.reset()
         x, y = batch
         logits = self.network(x)
         loss = self.criterion(_full_precision(logits), y)

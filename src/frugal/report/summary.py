@@ -98,7 +98,7 @@ def _figures(record: Record) -> list[tuple[str, str]]:
     lines.append(("Memory", peak))
 
     file = shown(sizes.file_bytes, f"{size(sizes.file_bytes)} on disk", "size.file_bytes")
-    if sizes.compression_ratio is not None:
+    if sizes.compression_ratio is not None and sizes.compression_ratio > 1.05:  # a header makes a dense file 0.999
         file += f", {significant(sizes.compression_ratio)} times smaller than dense fp32"
     count = "" if sizes.parameters is None else f"{sizes.parameters:,} parameters"
     if sizes.nonzero_parameters not in (None, sizes.parameters):

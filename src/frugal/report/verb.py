@@ -117,7 +117,7 @@ def build(
         costs = [word for name, word in names.items() if any(group.estimate(COSTS[name]) for group in groups)]
         notes.insert(
             0,
-            f"{STAR} Pareto set of {' or '.join(sorted(judged))} against {' and '.join([', '.join(costs[:-1]), costs[-1]][costs[:-1] == []:])}"
+            f"{STAR} Pareto set of {' or '.join(sorted(judged))} against {', '.join(costs)}"
             f"{' inside each set' if len(members(groups)) > 1 else ''}; the words: the plots whose front it is on.",
         )
     if any(len(group.seeds) > 1 for group in groups):
