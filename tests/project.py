@@ -24,7 +24,8 @@ class DropoutNet(nn.Module):
         super().__init__()
         features = input_shape[0] * input_shape[1] * input_shape[2]
         self.layers = nn.Sequential(
-            nn.Flatten(), nn.Linear(features, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, classes)
+            nn.Flatten(), nn.Linear(features, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout),
+            nn.Linear(width, classes)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,14 +38,14 @@ class Broken(DropoutNet):
     def forward(self, x: Tensor) -> Tensor:
         raise ValueError("broken on purpose")
 '''
-OPTION = '''# {name}: {what}
+OPTION = """# {name}: {what}
 # frugal train model={name}
 needs: {{data.task: [classification]}}
 _target_: frugal.models.classifier.Classifier
 network: {{_target_: mine.{target}}}
 label_smoothing: 0.0
 init_from: null
-'''
+"""
 
 
 def make(folder: Path) -> Path:

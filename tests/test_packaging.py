@@ -71,9 +71,9 @@ def closure(roots: list[Requirement]) -> set[str]:
 
 
 def test_pins_cover_all_that_make_installs(project: dict[str, Any], pins: dict[str, str]) -> None:
-    # A CUDA build of torch pins its own nvidia-* and triton.
-    names = {name for name in closure(requirements(project)) if not name.startswith(("nvidia-c", "nvidia-n", "triton"))}
-    assert names - set(pins) == set()
+    # A CUDA build of torch pins the libraries that it brings.
+    unpinned = closure(requirements(project)) - set(pins)
+    assert [name for name in unpinned if not name.startswith(("nvidia-", "cuda-", "triton"))] == []
 
 
 def test_pins_lie_inside_the_ranges(project: dict[str, Any], pins: dict[str, str]) -> None:
@@ -181,10 +181,15 @@ def made(root: Path, tmp_path: Path) -> Path:
 
 
 def make(folder: Path, *arguments: str) -> str:
-    assert shutil.which("make"), "make is needed to work on Frugal"
-    done = subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True)
+    done = try_make(folder, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def try_make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # These tests run under `make test`, whose variables would come down to this one.
+    environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "ARGS")}
+    return subprocess.run(["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def calls(folder: Path) -> list[str]:
@@ -223,7 +228,7 @@ def test_make_refuses_a_python_that_is_too_old(made: Path) -> None:
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
     (made / ".venv" / ".installed").unlink()
-    done = subprocess.run(["make", "setup", f"PYTHON={old}"], cwd=made, capture_output=True, text=True)
+    done = try_make(made, "setup", f"PYTHON={old}")
     assert done.returncode != 0
     assert "Python 3.11 to 3.13" in done.stdout + done.stderr
     assert not (made / "calls").exists()

@@ -74,7 +74,9 @@ def go_on(home: Path, logs: Path, workers: int) -> Record:
     words = [*JOB, f"data.workers={workers}"]
     cut_off = Record.read(run_of(logs))
     assert cut_off.status == "running", "the run had ended before it was killed"
-    assert project.finish(project.start(home, logs, [*words, "run.resume=true"])) == 0, (logs / "output.txt").read_text()
+    assert project.finish(project.start(home, logs, [*words, "run.resume=true"])) == 0, (
+        logs / "output.txt"
+    ).read_text()
     return Record.read(run_of(logs))
 
 

@@ -1,4 +1,5 @@
-"""Frugal: train on images and text with efficiency techniques chosen by name, and get proof of what each cost and saved."""
+"""Frugal: train on images and text with efficiency techniques chosen by name, and get proof of what each cost and
+saved."""
 
 from __future__ import annotations
 

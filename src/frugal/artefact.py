@@ -1,7 +1,7 @@
 """The artefact: the file that a run leaves for use, and what is needed to read it back.
 
-A safetensors file holds the network's state and, as its one metadata entry, how to build the network: its bytes depend on
-weights and configuration only. A checkpoint says the same of itself under the key "frugal".
+A safetensors file holds the network's state and, as its one metadata entry, how to build the network: its bytes
+depend on weights and configuration only. A checkpoint says the same of itself under the key "frugal".
 """
 
 from __future__ import annotations

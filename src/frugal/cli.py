@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -99,9 +100,9 @@ def _dispatch(arguments: list[str]) -> int:
 
 # -------------------------------------------------------------------------------------------------------- Hydra verbs
 def _composed(verb: str, words: list[str]) -> int:
-    from frugal import compose, folder
+    from frugal import compose, manifest
 
-    folder.command = [verb, *words]
+    manifest.command = [verb, *words]
     compose.prepare_hydra()
     words = _normalize(verb, words)
     words = compose.expand_resume(words)
@@ -160,7 +161,20 @@ def _normalize(verb: str, words: list[str]) -> list[str]:
     from frugal.compose import quote
 
     result, given = [], any(w.split("=")[0] == "source" for w in words)
-    takes_value = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--info", "-i", "--package", "-p"}
+    takes_value = {
+        "--config-dir",
+        "-cd",
+        "--config-name",
+        "-cn",
+        "--config-path",
+        "-cp",
+        "--cfg",
+        "-c",
+        "--info",
+        "-i",
+        "--package",
+        "-p",
+    }
     for index, word in enumerate(words):
         bare = not word.startswith(("-", "+", "~")) and (index == 0 or words[index - 1] not in takes_value)
         if bare and not given and ("=" not in word or Path(word).exists()):
@@ -231,15 +245,14 @@ def _fail(message: str, code: int = 2) -> int:
 
 
 def _leave(code: int) -> None:
-    """Flush and leave at once: tearing down torch's interpreter takes up to a second and does nothing for a finished job."""
+    """Flush and leave at once: tearing down torch's interpreter takes up to a second and does nothing for a finished
+    job."""
     import logging
 
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(BrokenPipeError):
             stream.flush()
-        except BrokenPipeError:
-            pass
     if "torch" in sys.modules and "pytest" not in sys.modules and not sys.flags.inspect:
         os._exit(code)
     sys.exit(code)

@@ -1,7 +1,7 @@
 """From overrides to a configuration: where options are searched, one-line errors, and which options a command chose.
 
-Hydra composes; this file adds the search path (a `configs/` in the working directory comes before the shipped one), checks
-what Hydra itself would build, and turns Hydra's errors into one line with the nearest valid name.
+Hydra composes; this file adds the search path (a `configs/` in the working directory comes before the shipped one),
+checks what Hydra itself would build, and turns Hydra's errors into one line with the nearest valid name.
 """
 
 from __future__ import annotations
@@ -127,9 +127,9 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str:
     primary = re.search(r"Cannot find primary config '([^']+)'", text)
     if primary:
         return f"--config-name {primary.group(1)}: no such configuration"
-    group = re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text)  # type: ignore[assignment]
-    if group:
-        key = group.group(1)  # type: ignore[attr-defined]
+    no_group = re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text)
+    if no_group:
+        key = no_group.group(1)
         return f"{_given(key, overrides)}: {settings.did_you_mean(key, _valid_keys(verb, overrides, ''))}"
     full = re.search(r"full_key: (\S+)", deep) or re.search(r"full_key: (\S+)", text)
     override = re.search(r"Could not override '([^']+)'", text)
@@ -158,7 +158,9 @@ def _given(key: str, overrides: Sequence[str]) -> str:
 def _valid_keys(verb: str, overrides: Sequence[str], parent: str) -> list[str]:
     """Keys below `parent` in what the group choices among `overrides` compose to, or in the plain verb."""
     loader = ConfigLoaderImpl(create_config_search_path(str(settings.config_folder())))
-    groups = [o for o in overrides if re.fullmatch(r"[\w/]+=\w+", o) and (settings.config_folder() / o.split("=")[0]).is_dir()]
+    groups = [
+        o for o in overrides if re.fullmatch(r"[\w/]+=\w+", o) and (settings.config_folder() / o.split("=")[0]).is_dir()
+    ]
     for attempt in (groups, []):
         try:
             cfg = loader.load_configuration(verb, attempt, RunMode.RUN)

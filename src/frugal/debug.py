@@ -13,10 +13,11 @@ from frugal import console
 
 
 class OperationProfiler(Callback):
-    """Writes `trace.json` (Perfetto, chrome://tracing) and the ten costliest operations, `operations.txt`, into `folder`.
+    """Writes `trace.json` (Perfetto, chrome://tracing) and the ten costliest operations, `operations.txt`, into
+    `folder`.
 
-    Profiling keeps every event in memory and slows each one: it is for some dozens of steps, and its run's times are not
-    those of an ordinary run.
+    Profiling keeps every event in memory and slows each one: it is for some dozens of steps, and its run's times are
+    not those of an ordinary run.
     """
 
     def __init__(self, folder: str) -> None:

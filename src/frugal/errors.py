@@ -1,5 +1,10 @@
 """What Frugal says when it cannot go on: each message is one line that names the key or file and the way out."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class FrugalError(Exception):
     """Base of every error that is the input's fault. Printed as one line, without a traceback."""
@@ -19,3 +24,12 @@ class DataError(FrugalError):
 
 class RunError(FrugalError):
     """A run's folder, checkpoint or artefact that cannot be opened, written or continued."""
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """The nearest valid name, or all of them where none is near."""
+    names = sorted(str(v) for v in valid)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if near:
+        return f"unknown; did you mean {near[0]}?"
+    return f"unknown; valid are {', '.join(names)}" if names else "unknown; nothing can be set here"

@@ -1,7 +1,7 @@
 """`frugal evaluate RUN_OR_CHECKPOINT`: what a run left, tested and measured again, through the same record.
 
-Works from the checkpoint or the artefact alone: it says which network it holds, how its inputs were normalized and on which
-data it was trained. Any data option that fits can take that one's place.
+Works from the checkpoint or the artefact alone: it says which network it holds, how its inputs were normalized and on
+which data it was trained. Any data option that fits can take that one's place.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from frugal import artefact, settings
 from frugal.artefact import Description
 from frugal.errors import RefusedError
+from frugal.folder import Run
 from frugal.measure import Ledger
 from frugal.recording import measure_network, record_time, set_fingerprint
-from frugal.folder import Run
 from frugal.train import build_data, build_loggers, close, quiet_lightning, set_threads, tell, test
 
 
@@ -72,10 +72,9 @@ def settings_for(cfg: DictConfig, description: Description) -> DictConfig:
     whole.model = description.model
     if not whole.get("data"):
         whole.data = description.data
-        source = whole.data.get("source") or {}
-        target = settings.resolve(source.get("_target_"), "data.source._target_")
-        if "root" in settings.parameter_names(target) and source.get("root") is None:
-            source.root = whole.paths.data_dir
+        target = settings.resolve(whole.data.source._target_, "data.source._target_")
+        if "root" in settings.parameter_names(target) and whole.data.source.get("root") is None:
+            whole.data.source.root = whole.paths.data_dir
     return whole
 
 
@@ -84,4 +83,6 @@ def refuse_other_data(description: Description, data: Any, path: Path) -> None:
     dims = {key: list(value) if isinstance(value, tuple) else value for key, value in data.dims().items()}
     for key, trained in description.dims.items():
         if dims.get(key) != trained:
-            raise RefusedError(f"{path}: was trained with {key}={trained}, this data has {dims.get(key)}; choose another data=")
+            raise RefusedError(
+                f"{path}: was trained with {key}={trained}, this data has {dims.get(key)}; choose another data="
+            )

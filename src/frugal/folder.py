@@ -4,17 +4,17 @@
         config.yaml  overrides.yaml  manifest.json  git.patch     what was asked, and of what code and machine
         checkpoints/last.ckpt  checkpoints/best.ckpt              plain containers and tensors
         model.safetensors  metrics.csv  record.json  run.log      what came of it
-        progress.bin                                              steps really executed, kept by the kernel through a kill
+        progress.bin                                              steps really executed, kept by the kernel through a
+        kill
 
 A single run always gets a folder of its own. Within a sweep a job is known by its hash, the source's and the data's, so
-that finished jobs are skipped, cut-off ones continued and failed ones run again. Locks are the operating system's, on the
-folder itself: a killed process holds none. Torch-free.
+that finished jobs are skipped, cut-off ones continued and failed ones run again. Locks are the operating system's, on
+the folder itself: a killed process holds none. Torch-free.
 """
 
 from __future__ import annotations
 
 import fcntl
-import functools
 import hashlib
 import json
 import logging
@@ -22,16 +22,10 @@ import mmap
 import os
 import platform
 import re
-import shlex
 import shutil
 import struct
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +34,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from frugal.errors import RunError
 from frugal.identity import Identity
+from frugal.manifest import describe_origin
 from frugal.record import FILE_NAME, Record, write_atomic
 
 log = logging.getLogger("frugal")
 
-CONFIG, OVERRIDES, MANIFEST, LOG, ARTEFACT = "config.yaml", "overrides.yaml", "manifest.json", "run.log", "model.safetensors"
+CONFIG, OVERRIDES, MANIFEST, LOG, ARTEFACT = (
+    "config.yaml",
+    "overrides.yaml",
+    "manifest.json",
+    "run.log",
+    "model.safetensors",
+)
 
 
 @dataclass
@@ -94,6 +95,7 @@ class Run:
         kept = [o for o in overrides if not re.match(r"\+*(run\.resume|hydra[./])", o)]
         write_atomic(self.folder / OVERRIDES, yaml.safe_dump(kept))
         manifest, patch = describe_origin()
+        manifest |= {"data_sha256": self.identity.data_sha256, "source_sha256": self.identity.source_sha256}
         write_atomic(self.folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         if patch:
             write_atomic(self.folder / "git.patch", patch)
@@ -105,6 +107,11 @@ class Run:
         logging.getLogger().addHandler(handler)
         self._handlers.append(handler)
         console.set_log(self.folder / LOG)
+
+    def note(self, **facts: Any) -> None:
+        """Add to the manifest what is known only once torch is there."""
+        path = self.folder / MANIFEST
+        write_atomic(path, json.dumps({**json.loads(path.read_text()), **facts}, indent=1) + "\n")
 
     def discard(self) -> None:
         """Take the folder away again: nothing had begun in it."""
@@ -135,10 +142,14 @@ def open_single(cfg: DictConfig, identity: Identity) -> Run:
         for folder in reversed(list(_candidates(experiment, identity))):
             if is_cut_off(folder):
                 return _continue(folder, identity)
-        raise RunError(f"run.resume=true: no cut-off run of this command under {_shown(experiment)}; leave it out to start anew")
+        raise RunError(
+            f"run.resume=true: no cut-off run of this command under {_shown(experiment)}; leave it out to start anew"
+        )
     cut_off = [folder for folder in _candidates(experiment, identity) if is_cut_off(folder)]
     if cut_off:
-        log.info("The last run of this command was cut off; to continue it add: run.resume=true (%s)", _shown(cut_off[-1]))
+        log.info(
+            "The last run of this command was cut off; to continue it add: run.resume=true (%s)", _shown(cut_off[-1])
+        )
     number = 1
     while True:
         folder = _numbered(experiment, identity, number)
@@ -211,7 +222,9 @@ def experiment_folder(cfg: DictConfig) -> Path:
 
 
 def _unwritable(folder: Path, error: OSError) -> RunError:
-    return RunError(f"paths.log_dir: cannot write {_shown(folder)} ({error.strerror}); set paths.log_dir or FRUGAL_LOG_DIR")
+    return RunError(
+        f"paths.log_dir: cannot write {_shown(folder)} ({error.strerror}); set paths.log_dir or FRUGAL_LOG_DIR"
+    )
 
 
 def _numbered(experiment: Path, identity: Identity, number: int) -> Path:
@@ -291,7 +304,8 @@ def _shown(path: Path) -> str:
 shown = _shown
 
 
-# ------------------------------------------------------------------------------------------------ steps, kept by the kernel
+# ------------------------------------------------------------------------------------------------ steps, kept by the
+# kernel
 class StepCounter:
     """Optimizer steps really executed in this folder, all parts of a cut-off run together.
 
@@ -313,83 +327,3 @@ class StepCounter:
     def close(self) -> None:
         self._map.close()
         self._file.close()
-
-
-# ------------------------------------------------------------------------------------------------------- the manifest
-SECRET = re.compile(
-    r"(?i)\b(\w*(?:api[_-]?key|token|secret|passw(?:or)?d|credential|private[_-]?key)\w*)(\s*[=:]\s*)(['\"]?)[^\s'\"]{4,}"
-)
-SECRET_FILES = (":!*.env", ":!.env*", ":!*.pem", ":!*.key", ":!*netrc", ":!*id_rsa*", ":!*secret*", ":!*credential*")
-
-
-def redact(text: str) -> str:
-    """Strike out what looks like a secret."""
-    return SECRET.sub(r"\1\2\3***", text)
-
-
-def describe_origin() -> tuple[dict[str, Any], str | None]:
-    """What code, packages and machine a run comes from; and the uncommitted changes as a patch, secrets struck out."""
-    commit, dirty, patch = _git()
-    return {
-        "written_at": now(),
-        "command": redact(command_line()),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "machine": {"processor": processor_name(), "cores": os.cpu_count(), "memory_bytes": _memory_bytes()},
-        "git": {"commit": commit, "dirty": dirty},
-        "packages": packages(),
-    }, patch
-
-
-@functools.lru_cache(maxsize=1)
-def _git() -> tuple[str | None, bool | None, str | None]:
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True, errors="replace")
-        return done.stdout
-
-    try:
-        commit = git("rev-parse", "HEAD").strip()
-        dirty = bool(git("status", "--porcelain", "--untracked-files=no").strip())
-        patch = git("diff", "HEAD", "--", ".", *SECRET_FILES) if dirty else ""
-    except (OSError, subprocess.SubprocessError):
-        return None, None, None
-    return commit, dirty, redact(patch) if 0 < len(patch) < 1_000_000 else None
-
-
-_PACKAGES: dict[str, str] = {}
-
-
-def packages() -> dict[str, str]:
-    if not _PACKAGES:  # reading all metadata takes 50 ms; a sweep does it once
-        _PACKAGES.update(
-            sorted({d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}.items())
-        )
-    return dict(_PACKAGES)
-
-
-def processor_name() -> str:
-    try:
-        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        match = None
-    return match.group(1) if match else platform.processor() or platform.machine()
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
-
-
-# The words of `frugal ...` as they were typed; Hydra gets them without the verb.
-command: list[str] = []
-
-
-def command_line() -> str:
-    """The command that made this run; for a run from Python, that program's."""
-    return shlex.join(["frugal", *command] if command else [Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def now() -> str:
-    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")

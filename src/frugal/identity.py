@@ -1,8 +1,9 @@
 """What a job is called, and when two jobs are the same.
 
-The hash is of the group choices that differ from the verb's defaults and of the leaves that differ from what those choices
-compose to, without paths, loggers and launchers: a new option with a default changes no old hash (the idea is that of
-facebookresearch/open_lth, foundations/desc.py). Torch-free: a sweep skips its finished jobs before torch is imported.
+The hash is of the group choices that differ from the verb's defaults and of the leaves that differ from what those
+choices compose to, without paths, loggers and launchers: a new option with a default changes no old hash (the idea is
+that of facebookresearch/open_lth, foundations/desc.py). Torch-free: a sweep skips its finished jobs before torch is
+imported.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def identify(
     frozen = tuple(tuple(sorted(dict(s).items())) for s in sources)
     _, base = _reference(verb, (), frozen)
     chosen = {g: o for g, o in choices.items() if o != base.get(g) and g not in IGNORED_GROUPS}
-    reference, _ = _reference(verb, tuple(f"{g}={o if o is not None else 'null'}" for g, o in sorted(chosen.items())), frozen)
+    reference, _ = _reference(
+        verb, tuple(f"{g}={o if o is not None else 'null'}" for g, o in sorted(chosen.items())), frozen
+    )
     leaves = difference(cfg, reference)
     payload = json.dumps({"choices": chosen, "leaves": leaves}, sort_keys=True, default=str)
     digest = hashlib.sha256(payload.encode()).hexdigest()[:8]
@@ -54,7 +57,10 @@ def identify(
     under, implied = _reference(verb, (f"experiment={experiment}",) if experiment else (), frozen)
     named = {g: o for g, o in choices.items() if o != implied.get(g) and g not in UNNAMED_GROUPS}
     if named:  # leaves are told apart from what the named options bring
-        words = (*((f"experiment={experiment}",) if experiment else ()), *(f"{g}={o or 'null'}" for g, o in sorted(named.items())))
+        words = (
+            *((f"experiment={experiment}",) if experiment else ()),
+            *(f"{g}={o or 'null'}" for g, o in sorted(named.items())),
+        )
         under, _ = _reference(verb, words, frozen)
     leaves = {key: value for key, value in difference(cfg, under).items() if key.split(".")[0] not in UNNAMED_GROUPS}
     return Identity(short_name(named, leaves), digest, source_sha256(), data_sha256)
@@ -94,13 +100,17 @@ def _leaves(cfg: Any) -> Iterable[tuple[str, Any]]:
 
 def short_name(choices: Mapping[str, str | None], leaves: Mapping[str, Any]) -> str:
     """Readable and safe for a file name: options by their names, values by the last part of their keys."""
-    words = [option if option not in (None, "none", "null") else f"no_{group}" for group, option in sorted(choices.items())]
+    words = [
+        option if option not in (None, "none", "null") else f"no_{group}" for group, option in sorted(choices.items())
+    ]
     # the seed last, so that the runs of one setting lie side by side in a listing
     for key in sorted(leaves, key=lambda k: (k == "seed", k)):
         value = leaves[key]
         if key == "source":  # an evaluation is called after the run, not after where it lies
             path = Path(str(value))
-            words.append(path.name if path.suffix not in (".ckpt", ".safetensors") else path.parent.name + "-" + path.stem)
+            words.append(
+                path.name if path.suffix not in (".ckpt", ".safetensors") else path.parent.name + "-" + path.stem
+            )
             continue
         shown = "x".join(str(v) for v in value) if isinstance(value, list) else str(value)
         words.append(f"{key.rpartition('.')[2]}{shown}" if key != "seed" else f"seed{shown}")

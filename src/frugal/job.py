@@ -7,6 +7,7 @@ Torch-free until the job itself begins. The same function serves a single run, a
 from __future__ import annotations
 
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -14,16 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from frugal import compose, settings
+from frugal import compose, manifest, settings
 from frugal import folder as folders
 from frugal.errors import FrugalError, RefusedError, RunError
+from frugal.folder import Run
 from frugal.identity import data_sha256, identify
 from frugal.measure.ledger import Ledger
 from frugal.record import Record
-from frugal.folder import Run
 
 log = logging.getLogger("frugal")
 
@@ -145,8 +147,8 @@ def _begin(job: Job, run: Run) -> None:
     info = record.run
     info.name, info.hash, info.source_sha256 = run.folder.name, run.identity.hash, run.identity.source_sha256
     info.experiment, info.seed = str(job.cfg.run.experiment), int(job.cfg.seed)
-    info.command = folders.redact(folders.command_line())
-    info.started_at = info.started_at or folders.now()
+    info.command = manifest.redact(manifest.command_line())
+    info.started_at = info.started_at or manifest.now()
     record.fingerprint.data_sha256 = run.identity.data_sha256
     run.start(job.cfg, job.overrides)
 
@@ -155,7 +157,8 @@ def _show_start(job: Job, run: Run) -> None:
     from frugal import console
 
     verb = "Continuing" if run.resumed else "Running"
-    where = f" (job {job.number})" if job.sweep else ""
+    of = f" of {SweepFolder.jobs}" if SweepFolder.jobs else ""
+    where = f" (job {job.number + 1}{of})" if job.sweep else ""
     console.say(f"{verb} {run.identity.name}{where} in {folders.shown(run.folder)}")
 
 
@@ -204,13 +207,24 @@ class SweepFolder(Callback):
     """Remembers the folder of the sweep that Hydra begins: its name holds the time, which is read once."""
 
     path: ClassVar[Path | None] = None
+    jobs: ClassVar[int | None] = None  # of a grid; a search does not know beforehand
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepFolder.path = Path(config.hydra.sweep.dir).resolve()
+        SweepFolder.jobs = _count_jobs(list(config.hydra.overrides.task))
+
+
+def _count_jobs(words: list[str]) -> int | None:
+    """The jobs of a grid: the product of its lists' lengths."""
+    parsed = OverridesParser.create().parse_overrides(words)
+    if any(override.is_sweep_override() and not override.is_discrete_sweep() for override in parsed):
+        return None
+    return math.prod(sum(1 for _ in override.sweep_iterator()) for override in parsed if override.is_sweep_override())
 
 
 def hydra_job(cfg: DictConfig) -> float | None:
-    """What Hydra calls for a run or for each job of a sweep; at module level so that launchers can send it to workers. Errors are kept in `problem`, never raised.
+    """What Hydra calls for a run or for each job of a sweep; at module level so that launchers can send it to
+    workers. Errors are kept in `problem`, never raised.
 
     Returns the quality that a sweep optimizes, a plain float: launchers keep every returned value.
     """
@@ -223,11 +237,14 @@ def hydra_job(cfg: DictConfig) -> float | None:
     _, choices = compose.split(whole)
     sweep = Path(node.sweep.dir).resolve() if node.mode == RunMode.MULTIRUN else None
     job = Job(
-        verb=node.job.config_name,
+        verb=str(node.job.config_name),
         cfg=cfg,
         choices=choices,
         overrides=list(node.overrides.task),
-        sources=[dict(source) for source in node.runtime.config_sources],
+        sources=[
+            {"provider": source.provider, "schema": source.schema, "path": source.path}
+            for source in node.runtime.config_sources
+        ],
         sweep=sweep,
         number=int(node.job.num) if sweep is not None else 0,
     )

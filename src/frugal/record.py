@@ -1,4 +1,5 @@
-"""The record: one typed `record.json` a run, whatever techniques it used. Every table, plot and dashboard is a view of it.
+"""The record: one typed `record.json` a run, whatever techniques it used. Every table, plot and dashboard is a view
+of it.
 
 Definitions are in `docs/measurement.md`. A figure that cannot be had is None and its reason stands in `absent`
 under the figure's dotted key. Imports nothing heavy: readers of records need no torch.

@@ -13,11 +13,19 @@ from torch import Tensor, nn
 
 import frugal
 from frugal import console
-from frugal.measure import Ledger, compute_figures, count_flops, diagnose, measure_latency, size_figures, sparsity_figures
+from frugal.manifest import processor_name
+from frugal.measure import (
+    Ledger,
+    compute_figures,
+    count_flops,
+    diagnose,
+    measure_latency,
+    size_figures,
+    sparsity_figures,
+)
 from frugal.measure.latency import LEVELS, build_backends
 from frugal.measure.size import plain_weights
 from frugal.record import Compute, Fingerprint, Record
-from frugal.folder import processor_name
 
 if TYPE_CHECKING:
     from frugal.data.datamodule import ArrayDataModule
@@ -38,7 +46,9 @@ def set_fingerprint(record: Record, cfg: DictConfig, data: ArrayDataModule, trai
         frugal=frugal.__version__,
         data_sha256=data.sha256(),
         # data.batch_size is that of all ranks together
-        effective_batch=int(cfg.data.batch_size) * int(cfg.trainer.accumulate_grad_batches) if trainer is not None else None,
+        effective_batch=int(cfg.data.batch_size) * int(cfg.trainer.accumulate_grad_batches)
+        if trainer is not None
+        else None,
     )
 
 
@@ -151,7 +161,9 @@ def record_time(record: Record, ledger: Ledger, fit: Fit | None = None) -> None:
     record.time.ledger_s = ledger.seconds()
     record.time.wall_s = sum(record.time.ledger_s.values())
     if fit is not None:
-        record.diagnosis = diagnose(record.time.ledger_s, record.throughput, flatten(cfg))
+        record.diagnosis = diagnose(
+            record.time.ledger_s, record.throughput, {**flatten(cfg), "device": fit.trainer.strategy.root_device.type}
+        )
 
 
 def flatten(node: dict[str, Any], key: str = "") -> dict[str, Any]:
@@ -167,5 +179,3 @@ def _examples(data: ArrayDataModule, count: int) -> list[Tensor]:
     """Preprocessed inputs of one sample each."""
     batch = next(iter(data.calibration_batches(count)))
     return [batch[index : index + 1] for index in range(count)]
-
-

@@ -15,22 +15,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from lightning.pytorch import Callback
 from torch import Tensor, nn
+
+from frugal.measure.meter import Lean
 
 # The config groups that hold techniques, in the order in which `prepare` and `finalize` are called.
 # selection chooses data, distillation changes the loss, the others change the network or how it is written.
 STAGES = ("selection", "distillation", "pruning", "quantization", "coding", "deploy")
 
 
-class Technique(Callback):
-    """Base of everything that a config group in `STAGES` names."""
+class Technique(Lean):
+    """Base of everything that a config group in `STAGES` names. Per-batch hooks cost nothing unless a subclass
+    defines them."""
 
     def prepare(self, network: nn.Module) -> None:
         """Before training, on the network as built: masks, observers, a teacher. Must be safe to call on a resume."""
 
     def finalize(self, network: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
-        """After training: bake masks in, convert, shrink. `batches` are preprocessed training inputs, for calibration."""
+        """After training: bake masks in, convert, shrink. `batches` are preprocessed training inputs, for
+        calibration."""
         return network
 
     def figures(self) -> dict[str, Any]:

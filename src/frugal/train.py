@@ -28,11 +28,11 @@ from frugal.callbacks.progress import Progress, StepMetrics
 from frugal.data.datamodule import ArrayDataModule
 from frugal.debug import OperationProfiler
 from frugal.errors import SettingsError
+from frugal.folder import Run, StepCounter
 from frugal.loggers.base import RunLogger
 from frugal.measure import Energy, Ledger, Memory, Throughput, TimeLedger, TimeToTarget
 from frugal.measure.heartbeat import Heartbeat
 from frugal.recording import measure_network, record_fit, record_quality, record_time, set_fingerprint
-from frugal.folder import Run, StepCounter
 from frugal.technique import STAGES, Technique
 
 log = logging.getLogger("frugal")
@@ -72,11 +72,12 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
             module = build_module(cfg, network)
             techniques = build_techniques(cfg)
             for technique in techniques.values():
-                technique.prepare(module.network)
+                technique.prepare(network)
             description = describe(cfg, data)
 
             fit = build_fit(cfg, run, ledger, steps, description, techniques, loggers)
             set_fingerprint(record, cfg, data, fit.trainer)
+            run.note(device=record.fingerprint.device, threads=record.fingerprint.threads)
             start_from(run, fit, module, steps)
             heartbeat.step = lambda: fit.trainer.global_step
             continue_from = run.last_checkpoint if run.resumed else None
@@ -92,7 +93,7 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
                 load_weights(cfg, run, module)
                 network = compress(module, techniques, data)
                 artefact.write(network, description, run.artefact)
-            network, _ = artefact.load(run.artefact)
+                network, _ = artefact.load(run.artefact)
             record.techniques = {
                 stage: {"option": str(record.config["choices"].get(stage)), **technique.figures()}
                 for stage, technique in techniques.items()
@@ -216,9 +217,11 @@ def build_fit(
         trainer=None,  # type: ignore[arg-type]
         ledger=TimeLedger(ledger, warmup),
         throughput=Throughput(warmup),
-        memory=Memory(),
-        energy=Energy(),
-        target=TimeToTarget(cfg.run.target_metric, cfg.run.target, cfg.run.mode) if cfg.run.target is not None else None,
+        memory=Memory(warmup_steps=warmup),
+        energy=Energy(warmup),
+        target=TimeToTarget(cfg.run.target_metric, cfg.run.target, cfg.run.mode)
+        if cfg.run.target is not None
+        else None,
     )
     own: list[pl.Callback] = [fit.ledger, ExactRandomness(int(cfg.seed)), fit.throughput, fit.memory, fit.energy]
     own += [fit.target] if fit.target is not None else []
@@ -283,7 +286,9 @@ def load_weights(cfg: DictConfig, run: Run, module: pl.LightningModule) -> None:
     if cfg.run.weights == "last":
         return
     if not run.best_checkpoint.is_file():
-        raise SettingsError(f"run.weights=best: {cfg.run.monitor} was never logged; set run.monitor or run.weights=last")
+        raise SettingsError(
+            f"run.weights=best: {cfg.run.monitor} was never logged; set run.monitor or run.weights=last"
+        )
     module.load_state_dict(artefact.read_checkpoint(run.best_checkpoint)["state_dict"])
 
 

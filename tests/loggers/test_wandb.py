@@ -31,23 +31,37 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(subject, "_unreachable", False)
     monkeypatch.delenv("WANDB_MODE")
     yield
-    import wandb
-
-    wandb.teardown(exit_code=0)
+    wandb = sys.modules.get("wandb")
+    if wandb is not None:
+        wandb.teardown(exit_code=0)
 
 
 def offline_records(folder: Path) -> list[Any]:
-    """The records of the one offline run in `folder`: LevelDB's log framing after a header of 7 bytes."""
+    """The records of the one offline run in `folder`, once W&B's service has written the last, the run's exit."""
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    last = time.monotonic() + 10
+    records = parse(path.read_bytes())
+    while not any(r.WhichOneof("record_type") == "exit" for r in records) and time.monotonic() < last:
+        time.sleep(0.01)
+        records = parse(path.read_bytes())
+    return records
+
+
+def parse(data: bytes) -> list[Any]:
+    """Records in LevelDB's log framing, after a header of 7 bytes."""
     from wandb.proto import wandb_internal_pb2 as messages
 
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    data, position, part, records = path.read_bytes(), 7, b"", []
+    position, part, records = 7, b"", []
     while position < len(data):
         left = 32_768 - position % 32_768
         if left < 7:
             position += left
             continue
+        if len(data) - position < 7:
+            break
         _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        if position + 7 + length > len(data):  # still being written
+            break
         part += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # whole, or the last part

@@ -1,7 +1,7 @@
 """Checkpoints from which a killed run goes on bit for bit: `last` by the clock and at the end, `best` by a metric.
 
-Each is written beside, synced and renamed, so that a kill at any moment leaves the old file or the new one. They hold plain
-containers and tensors and load with `weights_only=True`.
+Each is written beside, synced and renamed, so that a kill at any moment leaves the old file or the new one. They hold
+plain containers and tensors and load with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from frugal.measure.meter import Lean
 from frugal.record import write_atomic
 
 
@@ -40,7 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_atomic(Path(path), buffer.getbuffer())
 
 
-class Checkpoints(Checkpoint):
+class Checkpoints(Lean, Checkpoint):
     """Writes `last.ckpt` and `best.ckpt` into `folder`.
 
     Args:
@@ -103,7 +104,10 @@ class Checkpoints(Checkpoint):
             self._owed = self._due(step)
         # A validation that follows this batch belongs to its checkpoint, and so does what hangs on it (early stopping,
         # `best`): where one follows, the checkpoint is owed to the next batch or to the epoch's end.
-        followed = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or (batch_idx + 1) % trainer.val_check_batch == 0
+        followed = (
+            trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+            or (batch_idx + 1) % (trainer.val_check_batch or 1) == 0
+        )
         if self._owed and not followed:
             self._write(trainer)
 
@@ -140,8 +144,8 @@ class Checkpoints(Checkpoint):
 def _correct_epoch_progress(trainer: Trainer, fit_loop: dict[str, Any]) -> None:
     """Count the epochs from the batches.
 
-    After a resume from an epoch's last batch Lightning (2.6) carries the epoch's progress one too low, and the resume after
-    that would train up to an epoch more.
+    After a resume from an epoch's last batch Lightning (2.6) carries the epoch's progress one too low, and the resume
+    after that would train up to an epoch more.
     """
     batches = int(trainer.num_training_batches)
     ready = int(trainer.fit_loop.epoch_loop.batch_progress.total.ready)

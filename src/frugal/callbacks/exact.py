@@ -1,7 +1,8 @@
 """Randomness that a resume repeats: every draw in training is a function of seed, micro-batch and rank.
 
-No generator's state is saved. Before each micro-batch all generators are seeded anew, so that dropout and augmentation after
-a resume draw what they would have drawn. Works in any Lightning project: `Trainer(callbacks=[ExactRandomness(seed=0)])`.
+No generator's state is saved. Before each micro-batch all generators are seeded anew, so that dropout and
+augmentation after a resume draw what they would have drawn. Works in any Lightning project:
+`Trainer(callbacks=[ExactRandomness(seed=0)])`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+
+from frugal.measure.meter import Lean
 
 _MASK = (1 << 64) - 1
 
@@ -24,7 +27,7 @@ def mix(seed: int, batch: int, rank: int) -> int:
     return value ^ (value >> 31)
 
 
-class ExactRandomness(Callback):
+class ExactRandomness(Lean):
     """Seeds torch, numpy and random before each micro-batch.
 
     Args:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -37,7 +38,7 @@ def size_figures(network: nn.Module, path: str | Path | None, dense: nn.Module |
     figures = record.Size(
         parameters=sum(weight.numel() for weight in weights.values()),
         nonzero_parameters=sum(int(torch.count_nonzero(weight)) for weight in weights.values()),
-        dense_fp32_bytes=dense_fp32_bytes(plain_state(dense if dense is not None else network)),
+        dense_fp32_bytes=dense_fp32_bytes(plain_state(dense if dense is not None else network), metadata_of(path)),
     )
     if path is not None:
         path = Path(path)
@@ -94,14 +95,23 @@ def plain_state(network: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def dense_fp32_bytes(state: Mapping[str, Tensor]) -> int:
+def metadata_of(path: str | Path | None) -> dict[str, str]:
+    """What a safetensors file says of itself: its plain dense form would say it too."""
+    if path is None or Path(path).suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def dense_fp32_bytes(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> int:
     """Bytes of the safetensors file of `state` with every floating-point tensor as fp32, without writing it:
     8 bytes of header length, the JSON header padded to 8, the data."""
     entries = []
     for name, tensor in state.items():
         dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
         entries.append((-dtype.itemsize, name, dtype, list(tensor.shape), tensor.numel() * dtype.itemsize))
-    header, offset = {}, 0
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
     for _, name, dtype, shape, size in sorted(entries, key=lambda entry: entry[:2]):  # larger items first, then names
         header[name] = {
             "dtype": _SAFETENSORS_DTYPES[dtype],

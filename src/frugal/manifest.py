@@ -1,0 +1,97 @@
+"""Where a run comes from: code, uncommitted changes, packages, machine and command, with secrets struck out.
+Torch-free."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+SECRET = re.compile(
+    r"(?i)\b(\w*(?:api[_-]?key|token|secret|passw(?:or)?d|credential|private[_-]?key)\w*)(\s*[=:]\s*)(['\"]?)[^\s'\"]{4,}"
+)
+SECRET_FILES = (":!*.env", ":!.env*", ":!*.pem", ":!*.key", ":!*netrc", ":!*id_rsa*", ":!*secret*", ":!*credential*")
+
+
+def redact(text: str) -> str:
+    """Strike out what looks like a secret."""
+    return SECRET.sub(r"\1\2\3***", text)
+
+
+def describe_origin() -> tuple[dict[str, Any], str | None]:
+    """What code, packages and machine a run comes from; and the uncommitted changes as a patch, secrets struck out."""
+    commit, dirty, patch = _git()
+    return {
+        "written_at": now(),
+        "command": redact(command_line()),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": {"processor": processor_name(), "cores": os.cpu_count(), "memory_bytes": _memory_bytes()},
+        "git": {"commit": commit, "dirty": dirty},
+        "packages": packages(),
+    }, patch
+
+
+@functools.lru_cache(maxsize=1)
+def _git() -> tuple[str | None, bool | None, str | None]:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, timeout=10, check=True, errors="replace"
+        )
+        return done.stdout
+
+    try:
+        commit = git("rev-parse", "HEAD").strip()
+        dirty = bool(git("status", "--porcelain", "--untracked-files=no").strip())
+        patch = git("diff", "HEAD", "--", ".", *SECRET_FILES) if dirty else ""
+    except (OSError, subprocess.SubprocessError):
+        return None, None, None
+    return commit, dirty, redact(patch) if 0 < len(patch) < 1_000_000 else None
+
+
+_PACKAGES: dict[str, str] = {}
+
+
+def packages() -> dict[str, str]:
+    if not _PACKAGES:  # reading all metadata takes 50 ms; a sweep does it once
+        _PACKAGES.update(
+            sorted({d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}.items())
+        )
+    return dict(_PACKAGES)
+
+
+def processor_name() -> str:
+    try:
+        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        match = None
+    return match.group(1) if match else platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+# The words of `frugal ...` as they were typed; Hydra gets them without the verb.
+command: list[str] = []
+
+
+def command_line() -> str:
+    """The command that made this run; for a run from Python, that program's."""
+    return shlex.join(["frugal", *command] if command else [Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def now() -> str:
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
