@@ -1,6 +1,6 @@
 """Frugal's command line called inside the test's own process, in a made-up project: a call costs what the work costs.
 
-A test module says `pytest_plugins = ("command",)` to have the fixture `home`.
+The fixture `home` is in `users_home.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import project
 import pytest
 
 from frugal import cli, identity, manifest
@@ -61,14 +60,6 @@ def frugal(*words: str) -> Outcome:
         GlobalHydra.instance().clear()
     assert isinstance(leaving.value.code, int)
     return Outcome(leaving.value.code, out.getvalue(), err.getvalue())
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user's project as the working directory, with an empty folder for logs beside it."""
-    path = project.make(tmp_path / "home")
-    with inside(path, tmp_path / "logs", monkeypatch):
-        yield path
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,19 +97,25 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     checkpoint = read_checkpoint(path)
     prefix = "network."
     state = {k[len(prefix) :]: v for k, v in checkpoint.get("state_dict", {}).items() if k.startswith(prefix)}
-    return state, checkpoint.get("frugal", {})
+    plain = checkpoint.get("frugal")
+    return state, plain if isinstance(plain, dict) else {}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's contents: plain containers and tensors, or nothing is loaded."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of files that are no checkpoints, about their pickle protocol
+            warnings.simplefilter("ignore")
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise RunError(f"{path}: refused, it holds more than tensors and plain containers (or is damaged)") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise RunError(f"{path}: not a checkpoint ({str(error).splitlines()[0]})") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(f"{path}: not a checkpoint ({reason})") from None
     if not isinstance(checkpoint, dict):
         raise RunError(f"{path}: not a checkpoint (it holds a {type(checkpoint).__name__})")
+    if not isinstance(checkpoint.get("state_dict"), dict):
+        raise RunError(f"{path}: not a checkpoint (it has no state_dict)")
     return checkpoint
 
 

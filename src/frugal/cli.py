@@ -100,7 +100,9 @@ def _dispatch(arguments: list[str]) -> int:
 
 # -------------------------------------------------------------------------------------------------------- Hydra verbs
 def _composed(verb: str, words: list[str]) -> int:
-    from frugal import compose, manifest
+    from frugal import compose, job, manifest
+
+    job.problem = job.finished = job.SweepFolder.path = None  # of an earlier command in this process
 
     manifest.command = [verb, *words]
     compose.prepare_hydra()
@@ -111,6 +113,9 @@ def _composed(verb: str, words: list[str]) -> int:
     try:
         with compose.one_line_errors(verb, overrides):
             _hydra_main(verb)
+    except FrugalError:
+        job.SweepFolder.discard()
+        raise
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except OSError as error:

@@ -110,8 +110,11 @@ def one_line_errors(verb: str, overrides: Sequence[str]) -> Iterator[None]:
         raise
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(explain(error, verb, overrides)) from error
-
-
+    except ValueError as error:
+        if not str(error).startswith("Config group override must be"):  # what Hydra says of `model=null`
+            raise
+        word = next((o for o in reversed(overrides) if re.fullmatch(r"\+?[\w/@]+=(null|\[\]|\{\})", o)), "an option")
+        raise SettingsError(f"{word}: a group takes the name of one of its options; see frugal {verb} --help") from error
 def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str:
     """One line that names the key, what was given and the nearest valid name."""
     text = str(error)
@@ -122,7 +125,7 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str:
     missing = re.search(r"Could not find '([^']+)'", text)
     if missing and "Available options" in text:
         group, _, option = missing.group(1).rpartition("/")
-        options = re.findall(r"^\t(.+)$", text, flags=re.MULTILINE)
+        options = re.findall(r"^\t(.+)$", text.partition("\nConfig search path")[0], flags=re.MULTILINE)
         return f"{group}={option}: {settings.did_you_mean(option, options)}"
     primary = re.search(r"Cannot find primary config '([^']+)'", text)
     if primary:
@@ -149,7 +152,7 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str:
 
 
 def _given(key: str, overrides: Sequence[str]) -> str:
-    for override in overrides:
+    for override in reversed(overrides):  # the last one counts
         if override.lstrip("+~").split("=")[0] == key:
             return override
     return key

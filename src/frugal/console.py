@@ -240,7 +240,7 @@ def _new_live() -> Progress:
 
     columns: tuple[Any, ...] = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=20),
         TextColumn("{task.fields[amount]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),

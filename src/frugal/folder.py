@@ -14,6 +14,7 @@ the folder itself: a killed process holds none. Torch-free.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -46,6 +47,7 @@ CONFIG, OVERRIDES, MANIFEST, LOG, ARTEFACT = (
     "run.log",
     "model.safetensors",
 )
+PROGRESS = "progress.bin"
 
 
 @dataclass
@@ -60,6 +62,8 @@ class Run:
     sweep: str | None = None  # the sweep's name, where the run is one of its jobs
     _lock: int | None = None
     _handlers: list[logging.Handler] = field(default_factory=list)
+    _made: list[Path] = field(default_factory=list)  # folders above this one that it made, deepest first
+    _before: dict[str, bytes] = field(default_factory=dict)  # a continued run's small files as they were found
 
     @property
     def id(self) -> str:
@@ -117,6 +121,20 @@ class Run:
         """Take the folder away again: nothing had begun in it."""
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+        remove_empty(self._made)
+
+    def undo(self) -> bool:
+        """Leave a continued run as it was found; False where steps were done since, which no file takes back."""
+        found = _small_files(self.folder)
+        if found.get(PROGRESS) != self._before.get(PROGRESS):
+            return False
+        self.close()
+        for name in found.keys() - self._before.keys():
+            (self.folder / name).unlink(missing_ok=True)
+        for name, content in self._before.items():
+            if found.get(name) != content:
+                write_atomic(self.folder / name, content)
+        return True
 
     def close(self) -> None:
         from frugal import console
@@ -153,14 +171,15 @@ def open_single(cfg: DictConfig, identity: Identity) -> Run:
     number = 1
     while True:
         folder = _numbered(experiment, identity, number)
+        made = missing(experiment)
         try:
-            folder.mkdir()
+            folder.mkdir(parents=True)
         except FileExistsError:
             number += 1
             continue
         except OSError as error:
             raise _unwritable(folder, error) from None
-        return Run(folder, identity, Record(), _lock=_lock(folder))
+        return Run(folder, identity, Record(), _lock=_lock(folder), _made=made)
 
 
 def open_in_sweep(cfg: DictConfig, identity: Identity) -> Run | Record:
@@ -173,7 +192,7 @@ def open_in_sweep(cfg: DictConfig, identity: Identity) -> Run | Record:
     while True:
         folder = _numbered(experiment, identity, number)
         try:
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unwritable(folder, error) from None
         lock = _lock(folder)
@@ -204,7 +223,8 @@ def _continue(folder: Path, identity: Identity) -> Run:
         log.info("No checkpoint was written yet in %s: starting from the beginning", _shown(folder))
         _clear(folder)
         return Run(folder, identity, Record(), _lock=lock)
-    return Run(folder, identity, known, resumed=True, extends=known.status == "completed", _lock=lock)
+    extends = known.status == "completed"
+    return Run(folder, identity, known, resumed=True, extends=extends, _lock=lock, _before=_small_files(folder))
 
 
 def folder_of(cfg: DictConfig, identity: Identity, record: Record) -> Path:
@@ -213,12 +233,27 @@ def folder_of(cfg: DictConfig, identity: Identity, record: Record) -> Path:
 
 
 def experiment_folder(cfg: DictConfig) -> Path:
-    folder = Path(cfg.paths.log_dir).expanduser() / str(cfg.run.experiment)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from None
-    return folder
+    return Path(cfg.paths.log_dir).expanduser() / str(cfg.run.experiment)
+
+
+def missing(folder: Path) -> list[Path]:
+    """`folder` and those above it that are not there, the deepest first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not empty: somebody else's by now
+            folder.rmdir()
+
+
+def _small_files(folder: Path) -> dict[str, bytes]:
+    """What opening a run may change: all but what its training writes, which is large."""
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.is_file() and path.name not in (ARTEFACT, "trace.json")
+    }
 
 
 def _unwritable(folder: Path, error: OSError) -> RunError:
@@ -313,7 +348,7 @@ class StepCounter:
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "progress.bin"
+        path = folder / PROGRESS
         if not path.is_file() or path.stat().st_size != 8:
             path.write_bytes(bytes(8))
         self._file = path.open("r+b")

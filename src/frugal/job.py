@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -168,6 +169,8 @@ def _record_failure(job: Job, run: Run, error: BaseException) -> None:
     if bad_input and job.sweep is None and not run.resumed and run.record.run.steps_executed == 0:
         run.discard()
         return
+    if bad_input and job.sweep is None and run.resumed and run.undo():
+        return
     if isinstance(error, RefusedError):
         run.record.status = "refused"
     elif isinstance(error, KeyboardInterrupt | SystemExit):
@@ -208,10 +211,24 @@ class SweepFolder(Callback):
 
     path: ClassVar[Path | None] = None
     jobs: ClassVar[int | None] = None  # of a grid; a search does not know beforehand
+    made: ClassVar[list[Path]] = []  # what Hydra makes of it, deepest first
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepFolder.path = Path(config.hydra.sweep.dir).resolve()
-        SweepFolder.jobs = _count_jobs(list(config.hydra.overrides.task))
+        SweepFolder.made = folders.missing(SweepFolder.path)
+        SweepFolder.jobs = _count_jobs(_words(config.hydra.overrides.task))
+
+    @classmethod
+    def discard(cls) -> None:
+        """Take the folder away again where no job had begun."""
+        if cls.path is not None and not (cls.path / "jobs").exists():
+            shutil.rmtree(cls.path, ignore_errors=True)
+            folders.remove_empty(cls.made)
+
+
+def _words(node: Any) -> list[str]:
+    """A command's words as they were given: an interpolation in them is the job's, not Hydra's."""
+    return [str(word) for word in OmegaConf.to_container(node, resolve=False)]
 
 
 def _count_jobs(words: list[str]) -> int | None:
@@ -240,7 +257,7 @@ def hydra_job(cfg: DictConfig) -> float | None:
         verb=str(node.job.config_name),
         cfg=cfg,
         choices=choices,
-        overrides=list(node.overrides.task),
+        overrides=_words(node.overrides.task),
         sources=[
             {"provider": source.provider, "schema": source.schema, "path": source.path}
             for source in node.runtime.config_sources

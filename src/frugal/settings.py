@@ -94,7 +94,7 @@ class TrainerSettings:
     detect_anomaly: bool = False
     deterministic: bool = True
     num_sanity_val_steps: int = 0
-    threads: int | None = None  # of torch inside an operation; null: torch's own choice
+    threads: int | None = None  # of torch inside an operation; null: by the step's size, see train.set_threads
 
 
 @dataclass
@@ -154,6 +154,7 @@ CHOICES = {
     "run.mode": ("min", "max"),
     "measure.latency": ("none", "quick", "standard", "thorough"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    "trainer.precision": ("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"),
 }
 # Least values: a zero or a negative number here would train nothing and say so only much later.
 MINIMA = {
@@ -166,6 +167,16 @@ MINIMA = {
     "data.workers": 0,
     "measure.warmup_steps": 0,
 }
+
+
+# Batches, or fractions of them: a whole number or a fraction, which no type of the schema tells apart.
+NUMBERS = (
+    "trainer.limit_train_batches",
+    "trainer.limit_val_batches",
+    "trainer.limit_test_batches",
+    "trainer.overfit_batches",
+    "trainer.val_check_interval",
+)
 
 
 def register_schema() -> None:
@@ -186,9 +197,14 @@ SECTIONS = {
 
 def check_values(cfg: DictConfig) -> None:
     """Refuse a key that no schema has, a value outside its choices, or one below its least value."""
+    root = OmegaConf.get_type(cfg)
+    if dataclasses.is_dataclass(root):
+        for name in cfg:  # Hydra lets +name=value past a typed schema
+            if name not in (roots := [f.name for f in dataclasses.fields(root)]):
+                raise SettingsError(f"{name}: {did_you_mean(str(name), roots)}")
     for section, schema in SECTIONS.items():
         names = [f.name for f in dataclasses.fields(schema)]
-        for name in cfg.get(section) or {}:  # Hydra lets +section.name=value past a typed schema
+        for name in cfg.get(section) or {}:
             if name not in names:
                 near = did_you_mean(str(name), names)
                 raise SettingsError(f"{section}.{name}: {near.replace('did you mean ', f'did you mean {section}.')}")
@@ -204,6 +220,15 @@ def check_values(cfg: DictConfig) -> None:
             raise SettingsError(f"{key}={value}: needs a whole number")
         if value < least:
             raise SettingsError(f"{key}={value}: the least value is {least}")
+    for key in NUMBERS:
+        value = OmegaConf.select(cfg, key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise SettingsError(f"{key}={value}: needs a number: batches, or as 0.5 a fraction of them")
+    if OmegaConf.select(cfg, "trainer.max_epochs") is None and OmegaConf.select(cfg, "trainer.max_steps") == -1:
+        raise SettingsError("trainer.max_epochs=null: trains without end; set it or trainer.max_steps")
+    experiment = str(OmegaConf.select(cfg, "run.experiment"))
+    if not experiment or Path(experiment).is_absolute() or ".." in Path(experiment).parts:
+        raise SettingsError(f"run.experiment={experiment}: needs the name of a folder below paths.log_dir")
     devices = OmegaConf.select(cfg, "trainer.devices")
     if devices is not None and devices > 1:
         raise SettingsError(

@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from frugal.debug import OperationProfiler
 from frugal.errors import SettingsError
 from frugal.folder import Run, StepCounter
 from frugal.loggers.base import RunLogger
-from frugal.measure import Energy, Ledger, Memory, Throughput, TimeLedger, TimeToTarget
+from frugal.measure import Energy, Ledger, Memory, Throughput, TimeLedger, TimeToTarget, count_flops
 from frugal.measure.heartbeat import Heartbeat
 from frugal.recording import measure_network, record_fit, record_quality, record_time, set_fingerprint
 from frugal.technique import STAGES, Technique
@@ -58,17 +59,18 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
     """Train, compress, test and measure; everything that came of it is in `run.record` and in the run's folder."""
     record, steps = run.record, StepCounter(run.folder)
     heartbeat = Heartbeat(run.folder / "heartbeat.json", ledger)
-    heartbeat.start()
-    loggers = build_loggers(cfg, run)
+    loggers: list[Logger] = []
     try:
+        heartbeat.start()
+        loggers += build_loggers(cfg, run)
         with quiet_lightning():
-            set_threads(cfg)
             pl.seed_everything(cfg.seed, workers=False, verbose=False)
 
             data = build_data(cfg)
             data.prepare_data()
             data.setup("fit")
             network = build_network(cfg, data)
+            set_threads(cfg, network, data)
             module = build_module(cfg, network)
             techniques = build_techniques(cfg)
             for technique in techniques.values():
@@ -241,13 +243,16 @@ def build_fit(
             extends=run.extends,
         ),
     ]
-    fit.trainer = pl.Trainer(
-        **trainer_arguments(cfg),
-        callbacks=[*own, *techniques.values(), *users, *last],
-        logger=loggers,
-        plugins=[AtomicCheckpointIO(description.to_dict())],
-        default_root_dir=str(run.folder),
-    )
+    try:
+        fit.trainer = pl.Trainer(
+            **trainer_arguments(cfg),
+            callbacks=[*own, *techniques.values(), *users, *last],
+            logger=loggers,
+            plugins=[AtomicCheckpointIO(description.to_dict())],
+            default_root_dir=str(run.folder),
+        )
+    except MisconfigurationException as error:  # an accelerator that is not there, say
+        raise SettingsError(f"trainer: {' '.join(str(error).split())}") from None
     return fit
 
 
@@ -269,6 +274,7 @@ def start_from(run: Run, fit: Fit, module: pl.LightningModule, steps: StepCounte
     if not run.resumed:
         return
     checkpoint = artefact.read_checkpoint(run.last_checkpoint)
+    artefact.load_state(module, checkpoint["state_dict"], run.last_checkpoint)
     step = int(checkpoint["global_step"])
     run.record.run.resumed += 1
     run.record.run.resumed_at_step.append(step)
@@ -331,9 +337,25 @@ def close(loggers: list[Logger]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- surroundings
-def set_threads(cfg: DictConfig) -> None:
-    if cfg.trainer.threads is not None:
-        torch.set_num_threads(int(cfg.trainer.threads))
+_TORCH_THREADS = torch.get_num_threads()
+_FLOPS_PER_THREAD = 1e8
+
+
+def set_threads(cfg: DictConfig, network: nn.Module | None = None, data: ArrayDataModule | None = None) -> None:
+    """Set torch's threads: `trainer.threads`, else one for each 100 MFLOP of a training step, at most torch's choice.
+
+    A function of the settings alone, never of the clock, so that a run's bits stay the same. Small steps lose by a
+    second thread as soon as anything else runs: its barriers wait for a thread that has no core
+    (`benchmarks/threads.py`).
+    """
+    threads = cfg.trainer.threads
+    if threads is None:
+        threads = _TORCH_THREADS
+        if network is not None and data is not None and threads > 1:
+            example = torch.empty(int(cfg.data.batch_size), *data.dims()["input_shape"], device="meta")
+            threads = max(1, min(threads, round(count_flops(network, example).step / _FLOPS_PER_THREAD)))
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(int(threads))
 
 
 @contextlib.contextmanager

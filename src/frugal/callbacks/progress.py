@@ -81,7 +81,7 @@ class Progress(ProgressBar):
             return
         self._due = now + _REFRESH_S
         if self._bar is not None:
-            self._advance_to(trainer.global_step, self._status(trainer, pl_module))
+            self._advance_to(trainer.global_step, self._status(trainer, pl_module, brief=True))
         elif now - self._said >= _LONG_EPOCH_S:
             self._line(trainer, pl_module)
 
@@ -165,15 +165,17 @@ class Progress(ProgressBar):
         else:
             console.say(line)
 
-    def _status(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
+    def _status(self, trainer: pl.Trainer, pl_module: pl.LightningModule, brief: bool = False) -> str:
+        """`brief` is for a bar, which has a terminal's width to share: one metric of the validation, no unit."""
         parts = [_describe(trainer, self._steps)]
         loss = getattr(pl_module, "last_loss", None)
         if loss is not None:
-            parts.append(f"loss {float(loss):.4g}")
-        parts += [f"{key} {value:.4g}" for key, value in self._validation.items()]
+            parts.append(f"loss {float(loss):.{3 if brief else 4}g}")
+        shown = sorted(self._validation, key=lambda key: key == "val/loss")  # a bar has room for another than the loss
+        parts += [f"{key} {self._validation[key]:.4g}" for key in (shown[:1] if brief else self._validation)]
         rate = getattr(self._throughput, "last_samples_per_s", None)
         if rate is not None:
-            parts.append(f"{rate:,.0f} samples/s")
+            parts.append(f"{rate:,.0f}/s" if brief else f"{rate:,.0f} samples/s")
         return "  ".join(parts)
 
 
