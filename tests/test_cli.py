@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import TINY, frugal, runs, snapshot
 
 import frugal as package
+from command import TINY, frugal, runs, snapshot
 from frugal.record import Record
 
 pytest_plugins = ("users_home",)
@@ -57,7 +57,7 @@ def process(*words: str, cwd: Path, **environment: str) -> tuple[subprocess.Comp
         (["trian"], "did you mean train?"),
         (["train", "modl=x"], "did you mean model?"),
         (["train", "+trainer.max_epoch=3"], "did you mean trainer.max_epochs?"),
-        (["-sc", "install=bash"], "frugal"),
+        (["-sc", "install=bash"], "complete -o nospace"),
         (["report", "--help"], "usage: frugal report"),
         (["doctor", "--help"], "usage: frugal doctor"),
     ],

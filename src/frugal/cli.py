@@ -58,6 +58,7 @@ def _set_up_logging() -> None:
     """Frugal's own lines plainly to stdout, everybody's warnings to stderr; a run adds its log file."""
     import logging
 
+    logging.raiseExceptions = False  # `frugal report | head`: a closed pipe is no error of the run
     logging.captureWarnings(True)
     own = logging.StreamHandler(sys.stdout)
     own.setFormatter(logging.Formatter("%(message)s"))

@@ -114,7 +114,11 @@ def one_line_errors(verb: str, overrides: Sequence[str]) -> Iterator[None]:
         if not str(error).startswith("Config group override must be"):  # what Hydra says of `model=null`
             raise
         word = next((o for o in reversed(overrides) if re.fullmatch(r"\+?[\w/@]+=(null|\[\]|\{\})", o)), "an option")
-        raise SettingsError(f"{word}: a group takes the name of one of its options; see frugal {verb} --help") from error
+        raise SettingsError(
+            f"{word}: a group takes the name of one of its options; see frugal {verb} --help"
+        ) from error
+
+
 def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str:
     """One line that names the key, what was given and the nearest valid name."""
     text = str(error)

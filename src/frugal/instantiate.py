@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import logging
 import sys
 import tomllib
 import types
@@ -32,6 +33,7 @@ OPTION_KEYS = {"needs", "excludes", "task", "init_from"}
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 HYDRA_PACKAGES = ("hydra.", "hydra_plugins.")
 LOGGING_PACKAGES = ("logging.", "colorlog.", "rich.logging.", "frugal.")
+LOG_PARTS = (logging.Handler, logging.Formatter, logging.Filter)
 
 
 def configurable(function: T) -> T:
@@ -49,7 +51,10 @@ def user_packages(folder: Path | None = None) -> tuple[str, ...]:
         table = tomllib.loads(path.read_text()).get("tool", {}).get("frugal", {})
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path.name}: {error}") from None
-    return tuple(table.get("packages", ()))
+    packages = table.get("packages", [])
+    if not isinstance(packages, list) or not all(isinstance(name, str) for name in packages):
+        raise SettingsError(f'{path.name}: [tool.frugal] packages={packages}: needs a list, as in packages = ["mine"]')
+    return tuple(packages)
 
 
 def check_targets(node: Any, key: str = "") -> None:
@@ -75,14 +80,12 @@ def check_hydra(node: Any) -> None:
         if isinstance(value, dict):
             target = value.get("_target_")
             allowed: tuple[str, ...] = HYDRA_PACKAGES + tuple(f"{p}." for p in ("frugal", *user_packages()))
-            if target is not None and not str(target).startswith(allowed):
+            if target is not None and not _is_class_of(target, allowed, f"{key}._target_"):
                 raise SettingsError(f"{key}._target_={target}: Hydra may build its own plugins only")
             # logging.config builds `()` and `class` entries by name.
-            for entry in ("()", "class"):
+            for entry in ("()", "class") if "logging" in key else ():
                 factory = value.get(entry)
-                if factory is not None and "logging" in key and not str(factory).startswith(LOGGING_PACKAGES):
-                    raise SettingsError(f"{key}.{entry}={factory}: log handlers come from logging only")
-                if isinstance(factory, str) and factory.startswith("logging.config"):
+                if factory is not None and not _is_class_of(factory, LOGGING_PACKAGES, f"{key}.{entry}", LOG_PARTS):
                     raise SettingsError(f"{key}.{entry}={factory}: log handlers come from logging only")
             for name, child in value.items():
                 walk(child, f"{key}.{name}")
@@ -95,6 +98,13 @@ def check_hydra(node: Any) -> None:
     walk(plain, "hydra")
 
 
+def _is_class_of(path: Any, packages: tuple[str, ...], key: str, bases: tuple[type, ...] = (object,)) -> bool:
+    """Whether `path` names a class that one of `packages` defines itself: `frugal.folder.shutil.rmtree` is none."""
+    if not isinstance(path, str) or not path.startswith(packages):
+        return False
+    add_working_directory()
+    found = _locate(path, key)
+    return inspect.isclass(found) and issubclass(found, bases) and f"{found.__module__}.".startswith(packages)
 def instantiate(node: Any, key: str = "", **arguments: Any) -> Any:
     """Build what `node._target_` names from the node's keys and `arguments`; nested nodes are built first.
 
@@ -140,6 +150,17 @@ def check_node(node: Any, key: str, provided: Iterable[str] = ()) -> None:
 def resolve(path: Any, key: str) -> Callable[..., Any]:
     """The object that a `_target_` names, if it may be built."""
     _check_package(path, key)
+    found = _locate(path, key)
+    if not _buildable(found):
+        raise SettingsError(
+            f"{key}={path}: may not be built; it is no module, optimizer, scheduler, callback, logger, data module or "
+            f"metric, and not marked with frugal.settings.configurable"
+        )
+    return found
+
+
+def _locate(path: Any, key: str) -> Any:
+    """The object at a dotted path; modules on the way are imported."""
     parts = str(path).split(".")
     found: Any = None
     for cut in range(len(parts) - 1, 0, -1):
@@ -156,11 +177,6 @@ def resolve(path: Any, key: str) -> Callable[..., Any]:
             found = getattr(found, part)  # type: ignore[arg-type]
     except (AttributeError, TypeError):
         raise SettingsError(f"{key}={path}: there is no such class") from None
-    if not _buildable(found):
-        raise SettingsError(
-            f"{key}={path}: may not be built; it is no module, optimizer, scheduler, callback, logger, data module or "
-            f"metric, and not marked with frugal.settings.configurable"
-        )
     return found
 
 
@@ -218,7 +234,7 @@ def check_call(
     checked = {}
     for name, value in given.items():
         full = f"{key}.{name}"
-        if name not in names and not open_ended:
+        if name in provided or (name not in names and not open_ended):  # what code passes is not for a configuration
             raise SettingsError(
                 f"{full}={_short(value)}: {did_you_mean(name, [n for n in names if n not in provided])}"
             )

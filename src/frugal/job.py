@@ -25,6 +25,7 @@ from frugal import folder as folders
 from frugal.errors import FrugalError, RefusedError, RunError
 from frugal.folder import Run
 from frugal.identity import data_sha256, identify
+from frugal.imports import without_scipy_signal
 from frugal.measure.ledger import Ledger
 from frugal.record import Record
 
@@ -133,10 +134,11 @@ def _data_sha256(cfg: DictConfig, problem: FrugalError | None) -> str:
 
 def _import_execute(job: Job) -> Callable[[DictConfig, Run, Ledger], None]:
     """Import the heavy part and check every node against its target's signature."""
-    if job.verb == "evaluate":
-        from frugal.evaluate import check, execute
-    else:
-        from frugal.train import check, execute
+    with without_scipy_signal():
+        if job.verb == "evaluate":
+            from frugal.evaluate import check, execute
+        else:
+            from frugal.train import check, execute
     check(job.cfg)
     return execute
 
