@@ -90,6 +90,8 @@ def kill(process: multiprocessing.process.BaseProcess) -> None:
 
 
 def _child(project: str, logs: str, overrides: list[str], before: Callable[[], None] | None) -> None:
+    # A child of a fork server would start its data workers through a server of its own, which outlives a SIGKILL.
+    multiprocessing.set_start_method("fork", force=True)
     os.chdir(project)
     os.environ["FRUGAL_LOG_DIR"] = logs
     out = open(Path(logs) / "output.txt", "a")  # noqa: SIM115

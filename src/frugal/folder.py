@@ -145,7 +145,7 @@ class Run:
             handler.close()
         self._handlers.clear()
         if self._lock is not None:
-            os.close(self._lock)
+            _unlock(self._lock)
             self._lock = None
 
 
@@ -200,7 +200,7 @@ def open_in_sweep(cfg: DictConfig, identity: Identity) -> Run | Record:
         same = known is not None and _same(known, identity)
         if known is None or same:
             if known is not None and known.status == "completed":
-                os.close(lock)
+                _unlock(lock)
                 log.info("Done before: %s", _shown(folder / FILE_NAME))
                 return known
             resumable = known is not None and known.status in ("running", "interrupted")
@@ -209,7 +209,7 @@ def open_in_sweep(cfg: DictConfig, identity: Identity) -> Run | Record:
                 return Run(folder, identity, known, resumed=True, _lock=lock)
             _clear(folder)
             return Run(folder, identity, Record(), _lock=lock)
-        os.close(lock)
+        _unlock(lock)
         number += 1
 
 
@@ -315,6 +315,25 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
+# A lock is held until its last copy is closed, and a forked child (a data worker) has a copy: it outlives a killed parent
+# by seconds, in which the run could not be continued. So children close theirs at once.
+_held: set[int] = set()
+
+
+def _close_in_child() -> None:
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _unlock(handle: int) -> None:
+    _held.discard(handle)
+    os.close(handle)
+
+
 def _lock(folder: Path, wait: bool = True) -> int:
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -325,6 +344,7 @@ def _lock(folder: Path, wait: bool = True) -> int:
             raise RunError(f"{_shown(folder)}: another process runs this run") from None
         log.info("Another process runs %s: waiting for it", _shown(folder))
         fcntl.flock(handle, fcntl.LOCK_EX)
+    _held.add(handle)
     return handle
 
 

@@ -230,7 +230,9 @@ class SweepFolder(Callback):
 
 def _words(node: Any) -> list[str]:
     """A command's words as they were given: an interpolation in them is the job's, not Hydra's."""
-    return [str(word) for word in OmegaConf.to_container(node, resolve=False)]
+    words = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(words, list)
+    return [str(word) for word in words]
 
 
 def _count_jobs(words: list[str]) -> int | None:

@@ -199,9 +199,9 @@ def check_values(cfg: DictConfig) -> None:
     """Refuse a key that no schema has, a value outside its choices, or one below its least value."""
     root = OmegaConf.get_type(cfg)
     if dataclasses.is_dataclass(root):
-        for name in cfg:  # Hydra lets +name=value past a typed schema
+        for name in map(str, cfg):  # Hydra lets +name=value past a typed schema
             if name not in (roots := [f.name for f in dataclasses.fields(root)]):
-                raise SettingsError(f"{name}: {did_you_mean(str(name), roots)}")
+                raise SettingsError(f"{name}: {did_you_mean(name, roots)}")
     for section, schema in SECTIONS.items():
         names = [f.name for f in dataclasses.fields(schema)]
         for name in cfg.get(section) or {}:

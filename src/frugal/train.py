@@ -43,7 +43,8 @@ def check(cfg: DictConfig) -> None:
     """Check every node against its target's signature, before data loads. Raises SettingsError."""
     settings.check_node(cfg.data, "data", {"preprocess", "seed"})
     settings.check_node(cfg.preprocess, "preprocess")
-    settings.check_node(cfg.model, "model", {"network", "optimizer", "schedule"})
+    model = {key: value for key, value in settings.plain(cfg.model).items() if key != "network"}
+    settings.check_node(model, "model", {"network", "optimizer", "schedule"})
     settings.check_node(cfg.model.network, "model.network", {"input_shape", "classes"})
     settings.check_node(cfg.optim, "optim", {"params"})
     settings.check_node(cfg.schedule, "schedule", {"optimizer", "total_steps"})
