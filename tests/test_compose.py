@@ -45,7 +45,7 @@ def test_configs_are_those_of_the_working_directory(home: Path, monkeypatch: pyt
 
 def test_config_dir(home: Path, tmp_path: Path) -> None:
     option(home, "optim/far.yaml", "_target_: frugal.optim.optimizers.SGD\n_partial_: true\nlr: 0.125\n", "elsewhere")
-    assert "did you mean" in frugal("train", *TINY, "optim=far").error or True
+    assert "optim=far: unknown" in frugal("train", *TINY, "optim=far").error
     assert frugal("train", "--config-dir", "elsewhere", *TINY, "optim=far").code == 0
     (run,) = runs(tmp_path / "logs")
     record = Record.read(run)
@@ -103,7 +103,7 @@ def test_hydras_part_is_no_part_of_a_job(home: Path) -> None:
         (["debug=one"], "debug=one: unknown; did you mean one_batch?"),
         (["~optim.lrr"], "optim.lrr"),
         (["seed"], "seed: cannot be read as KEY=VALUE"),
-        (["=1"], "=1: cannot be read as KEY=VALUE"),
+        (["=1"], "=1: "),
         (["seed=1,2"], "seed"),
         (["model=null"], "model=null: a group takes the name of one of its options"),
     ],
@@ -148,9 +148,7 @@ def test_a_resumed_runs_own_words_come_first(run: Path) -> None:
 
 
 def test_what_the_command_gives_again_is_the_commands(run: Path) -> None:
-    words = expand_resume(
-        [f"run.resume='{run.name}'" if False else f"run.resume={run}", "optim.lr=0.1", "~callbacks.x"]
-    )
+    words = expand_resume([f"run.resume={run}", "optim.lr=0.1", "~callbacks.x"])
     assert words == ["model=lenet5", f"run.resume={quote(str(run))}", "optim.lr=0.1", "~callbacks.x"]
 
 

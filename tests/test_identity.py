@@ -69,7 +69,7 @@ def test_where_it_goes_and_who_is_told_is_not_what_it_is(words: list[str], home:
         "measure=none",
         "run.weights=best",
         "run.target=0.9",
-        "~optim.fused",
+        "~optim.weight_decay",
         "+model.metrics.x=1",
     ],
 )

@@ -110,13 +110,24 @@ def one_line_errors(verb: str, overrides: Sequence[str]) -> Iterator[None]:
         raise
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(explain(error, verb, overrides)) from error
+    except yaml.MarkedYAMLError as error:  # an option file of the user's
+        at = error.problem_mark
+        where = f"{at.name}, line {at.line + 1}" if at is not None else "an option file"
+        raise SettingsError(f"{where}: not YAML ({error.problem})") from error
     except ValueError as error:
         if not str(error).startswith("Config group override must be"):  # what Hydra says of `model=null`
             raise
-        word = next((o for o in reversed(overrides) if re.fullmatch(r"\+?[\w/@]+=(null|\[\]|\{\})", o)), "an option")
+        word = next((o for o in reversed(overrides) if _chooses_nothing(o)), "an option")
         raise SettingsError(
             f"{word}: a group takes the name of one of its options; see frugal {verb} --help"
         ) from error
+
+
+def _chooses_nothing(override: str) -> bool:
+    """Whether a group is given what is no option's name: `model=null`, `model=3`."""
+    group, _, value = override.lstrip("+").partition("=")
+    is_group = any((folder / group.split("@")[0]).is_dir() for folder in (settings.config_folder(), Path("configs")))
+    return is_group and not isinstance(yaml.safe_load(value), str | list)
 
 
 def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str:
@@ -204,4 +215,5 @@ def expand_resume(overrides: Sequence[str]) -> list[str]:
 
 def quote(value: str) -> str:
     """A value in Hydra's quotes, so that its grammar reads nothing into it."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    # to Hydra a backslash is one, unless a quotation mark follows it
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value) + "'"

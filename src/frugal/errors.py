@@ -29,7 +29,8 @@ class RunError(FrugalError):
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """The nearest valid name, or all of them where none is near."""
     names = sorted(str(v) for v in valid)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    longer = [known for known in names if len(name) > 1 and known.startswith(name)]
+    near = difflib.get_close_matches(name, longer or names, n=1, cutoff=0.0 if longer else 0.5)
     if near:
         return f"unknown; did you mean {near[0]}?"
     return f"unknown; valid are {', '.join(names)}" if names else "unknown; nothing can be set here"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from frugal import artefact, settings
@@ -53,7 +54,7 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
             with ledger.charge("test"):
                 test(whole, module, network, data, record)
             with ledger.charge("measure"):
-                measure_network(record, whole, network, data, run.artefact)
+                measure_network(record, whole, network, data, run.artefact, torch.device("cpu"))
         for name in ("throughput.samples_per_s", "compute.mfu", "memory.peak_private_bytes"):
             record.absent[name] = "an evaluation does not train"
         record.energy.reason = "an evaluation does not train"

@@ -315,8 +315,8 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-# A lock is held until its last copy is closed, and a forked child (a data worker) has a copy: it outlives a killed parent
-# by seconds, in which the run could not be continued. So children close theirs at once.
+# A lock is held until its last copy is closed, and a forked child (a data worker) has a copy: it outlives a killed
+# parent by seconds, in which the run could not be continued. So children close theirs at once.
 _held: set[int] = set()
 
 
@@ -359,8 +359,7 @@ def _shown(path: Path) -> str:
 shown = _shown
 
 
-# ------------------------------------------------------------------------------------------------ steps, kept by the
-# kernel
+# ------------------------------------------------------------------------------- steps, kept by the kernel
 class StepCounter:
     """Optimizer steps really executed in this folder, all parts of a cut-off run together.
 

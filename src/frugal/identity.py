@@ -115,7 +115,7 @@ def short_name(choices: Mapping[str, str | None], leaves: Mapping[str, Any]) -> 
         shown = "x".join(str(v) for v in value) if isinstance(value, list) else str(value)
         words.append(f"{key.rpartition('.')[2]}{shown}" if key != "seed" else f"seed{shown}")
     text = "-".join(str(word) for word in words) or "defaults"
-    text = re.sub(r"[^A-Za-z0-9._+-]+", "_", text)
+    text = re.sub(r"[^A-Za-z0-9._+-]+", "_", text).lstrip(".") or "defaults"
     return text if len(text) <= 80 else text[:77].rstrip("-_.") + "..."
 
 

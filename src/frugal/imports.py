@@ -28,4 +28,4 @@ def without_scipy_signal() -> Iterator[None]:
             del sys.modules["scipy.signal"]
         scipy = sys.modules.get("scipy")
         if scipy is not None and vars(scipy).get("signal") is stand_in:
-            del scipy.signal  # type: ignore[attr-defined]
+            del scipy.signal

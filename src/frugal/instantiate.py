@@ -45,15 +45,20 @@ def configurable(function: T) -> T:
 def user_packages(folder: Path | None = None) -> tuple[str, ...]:
     """Packages that the user's own `pyproject.toml` adds: `[tool.frugal] packages = ["mine"]`. Never from YAML."""
     path = (folder or Path.cwd()) / "pyproject.toml"
-    if not path.is_file():
-        return ()
+    return _packages_in(str(path), path.stat().st_mtime_ns) if path.is_file() else ()
+
+
+@functools.lru_cache(maxsize=8)
+def _packages_in(path: str, modified: int) -> tuple[str, ...]:
     try:
-        table = tomllib.loads(path.read_text()).get("tool", {}).get("frugal", {})
+        table = tomllib.loads(Path(path).read_text()).get("tool", {}).get("frugal", {})
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path.name}: {error}") from None
+        raise SettingsError(f"pyproject.toml: {error}") from None
     packages = table.get("packages", [])
     if not isinstance(packages, list) or not all(isinstance(name, str) for name in packages):
-        raise SettingsError(f'{path.name}: [tool.frugal] packages={packages}: needs a list, as in packages = ["mine"]')
+        raise SettingsError(
+            f'pyproject.toml: [tool.frugal] packages={packages}: needs a list, as in packages = ["mine"]'
+        )
     return tuple(packages)
 
 
@@ -105,6 +110,8 @@ def _is_class_of(path: Any, packages: tuple[str, ...], key: str, bases: tuple[ty
     add_working_directory()
     found = _locate(path, key)
     return inspect.isclass(found) and issubclass(found, bases) and f"{found.__module__}.".startswith(packages)
+
+
 def instantiate(node: Any, key: str = "", **arguments: Any) -> Any:
     """Build what `node._target_` names from the node's keys and `arguments`; nested nodes are built first.
 

@@ -17,12 +17,12 @@ from frugal.manifest import processor_name
 from frugal.measure import (
     Ledger,
     compute_figures,
-    count_flops,
     diagnose,
     measure_latency,
     size_figures,
     sparsity_figures,
 )
+from frugal.measure.flops import StepFlops
 from frugal.measure.latency import LEVELS, build_backends
 from frugal.measure.size import plain_weights
 from frugal.record import Compute, Fingerprint, Record
@@ -73,43 +73,38 @@ def record_fit(record: Record, fit: Fit) -> None:
         record.absent["time.to_target_s"] = "no target was set (run.target)"
 
 
-def measure_network(
-    record: Record, cfg: DictConfig, network: nn.Module, data: ArrayDataModule, file: Path, fit: Fit | None = None
-) -> None:
-    """Size, sparsity, FLOPs and latency of the artefact as it was read back."""
-    device = fit.trainer.strategy.root_device if fit is not None else torch.device("cpu")
-    network = network.to(device).eval()
-    record.size = size_figures(network, file)
-    record.sparsity = sparsity_figures(network)
-    (example,) = _examples(data, 1)
-    if fit is not None:
-        _measure_compute(record, cfg, network, example, device, fit)
-    _measure_latency(record, cfg, network, example.to(device))
-
-
-def _measure_compute(
-    record: Record, cfg: DictConfig, network: nn.Module, example: Tensor, device: torch.device, fit: Fit
-) -> None:
-    batch = int(cfg.data.batch_size)
-    trainable = any(parameter.requires_grad for parameter in network.parameters())
-    flops = count_flops(network, example.expand(batch, *example.shape[1:])) if trainable else None
-    steps, per_step = int(fit.trainer.global_step), batch * int(cfg.trainer.accumulate_grad_batches)
+def record_compute(record: Record, cfg: DictConfig, flops: StepFlops | None, fit: Fit) -> None:
+    """Operations of the training and the share of the device's peak that they reached; after `record_fit`."""
+    accumulated = int(cfg.trainer.accumulate_grad_batches)
+    steps = int(fit.trainer.global_step)
     if not cfg.measure.mfu and flops is not None:  # the peak of a CPU is measured, which takes time
-        per_step_flops = flops.step * int(cfg.trainer.accumulate_grad_batches)
-        record.compute = Compute(flops_per_step=per_step_flops, flops_total=per_step_flops * steps)
-        record.absent["compute.mfu"] = "measure.mfu=false"
+        per_step = flops.step * accumulated
+        record.compute = Compute(flops_per_step=per_step, flops_total=per_step * steps)
+        record.absent |= {f"compute.{name}": "measure.mfu=false" for name in ("mfu", "peak_flops", "peak_source")}
         return
+    batch = int(cfg.data.batch_size)
     record.compute, absent = compute_figures(
         flops,
         batch,
         record.throughput,
-        device,
+        fit.trainer.strategy.root_device,
         compute_dtype(str(cfg.trainer.precision)),
         steps=steps,
-        samples_per_step=per_step,
+        samples_per_step=batch * accumulated,
         devices=fit.trainer.world_size,
     )
     record.absent.update(absent)
+
+
+def measure_network(
+    record: Record, cfg: DictConfig, network: nn.Module, data: ArrayDataModule, file: Path, device: torch.device
+) -> None:
+    """Size, sparsity and latency of the artefact as it was read back."""
+    network = network.to(device).eval()
+    record.size = size_figures(network, file)
+    record.sparsity = sparsity_figures(network)
+    example = next(iter(data.calibration_batches(1)))[:1]
+    _measure_latency(record, cfg, network, example.to(device))
 
 
 def compute_dtype(precision: str) -> torch.dtype:
@@ -173,9 +168,3 @@ def flatten(node: dict[str, Any], key: str = "") -> dict[str, Any]:
         dotted = f"{key}.{name}" if key else str(name)
         flat |= flatten(value, dotted) if isinstance(value, dict) else {dotted: value}
     return flat
-
-
-def _examples(data: ArrayDataModule, count: int) -> list[Tensor]:
-    """Preprocessed inputs of one sample each."""
-    batch = next(iter(data.calibration_batches(count)))
-    return [batch[index : index + 1] for index in range(count)]

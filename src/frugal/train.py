@@ -32,8 +32,9 @@ from frugal.errors import SettingsError
 from frugal.folder import Run, StepCounter
 from frugal.loggers.base import RunLogger
 from frugal.measure import Energy, Ledger, Memory, Throughput, TimeLedger, TimeToTarget, count_flops
+from frugal.measure.flops import StepFlops
 from frugal.measure.heartbeat import Heartbeat
-from frugal.recording import measure_network, record_fit, record_quality, record_time, set_fingerprint
+from frugal.recording import measure_network, record_compute, record_fit, record_quality, record_time, set_fingerprint
 from frugal.technique import STAGES, Technique
 
 log = logging.getLogger("frugal")
@@ -71,7 +72,8 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
             data.prepare_data()
             data.setup("fit")
             network = build_network(cfg, data)
-            set_threads(cfg, network, data)
+            flops = count_step(cfg, network, data)
+            set_threads(cfg, flops)
             module = build_module(cfg, network)
             techniques = build_techniques(cfg)
             for technique in techniques.values():
@@ -91,6 +93,7 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
                 raise KeyboardInterrupt
             record_quality(record, fit.trainer)
             record_fit(record, fit)
+            record_compute(record, cfg, flops, fit)
 
             with ledger.charge("compress"):
                 load_weights(cfg, run, module)
@@ -104,7 +107,7 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
             with ledger.charge("test"):
                 test(cfg, module, network, data, record)
             with ledger.charge("measure"):
-                measure_network(record, cfg, network, data, run.artefact, fit)
+                measure_network(record, cfg, network, data, run.artefact, fit.trainer.strategy.root_device)
         record_time(record, ledger, fit)
         record.status = "completed"
         run.save()
@@ -342,7 +345,14 @@ _TORCH_THREADS = torch.get_num_threads()
 _FLOPS_PER_THREAD = 1e8
 
 
-def set_threads(cfg: DictConfig, network: nn.Module | None = None, data: ArrayDataModule | None = None) -> None:
+def count_step(cfg: DictConfig, network: nn.Module, data: ArrayDataModule) -> StepFlops | None:
+    """Operations of one batch of training; None for a network without trainable weights."""
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        return None
+    return count_flops(network, torch.empty(int(cfg.data.batch_size), *data.dims()["input_shape"], device="meta"))
+
+
+def set_threads(cfg: DictConfig, flops: StepFlops | None = None) -> None:
     """Set torch's threads: `trainer.threads`, else one for each 100 MFLOP of a training step, at most torch's choice.
 
     A function of the settings alone, never of the clock, so that a run's bits stay the same. Small steps lose by a
@@ -352,9 +362,8 @@ def set_threads(cfg: DictConfig, network: nn.Module | None = None, data: ArrayDa
     threads = cfg.trainer.threads
     if threads is None:
         threads = _TORCH_THREADS
-        if network is not None and data is not None and threads > 1:
-            example = torch.empty(int(cfg.data.batch_size), *data.dims()["input_shape"], device="meta")
-            threads = max(1, min(threads, round(count_flops(network, example).step / _FLOPS_PER_THREAD)))
+        if flops is not None:
+            threads = max(1, min(threads, round(flops.step / _FLOPS_PER_THREAD)))
     if torch.get_num_threads() != threads:
         torch.set_num_threads(int(threads))
 

@@ -1,0 +1,166 @@
+"""The artefact: bytes that depend on weights and configuration alone, read back to the same network."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from frugal import artefact
+from frugal.artefact import Description
+from frugal.errors import RunError, SettingsError
+from frugal.models.simple_net import SimpleNet
+
+NODE = {"_target_": "frugal.models.simple_net.SimpleNet", "hidden": [6, 5], "activation": "relu"}
+
+
+@pytest.fixture
+def description() -> Description:
+    return Description(
+        model={"_target_": "frugal.models.classifier.Classifier", "network": dict(NODE)},
+        dims={"input_shape": [1, 4, 4], "classes": 3},
+        task="classification",
+        preprocess={"state": {"mean": [0.25], "std": [0.5]}},
+        data={"task": "classification"},
+    )
+
+
+@pytest.fixture
+def network() -> SimpleNet:
+    return SimpleNet([1, 4, 4], 3, hidden=[6, 5])
+
+
+def test_what_is_written_is_read(network: SimpleNet, description: Description, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    artefact.write(network, description, path)
+    again, said = artefact.load(path)
+    assert isinstance(again, SimpleNet) and not again.training and said == description
+    for (name, ours), (theirs_name, theirs) in zip(
+        network.state_dict().items(), again.state_dict().items(), strict=True
+    ):
+        assert name == theirs_name and torch.equal(ours, theirs)
+    x = torch.randn(2, 1, 4, 4)
+    assert torch.equal(again(x), network.eval()(x))
+
+
+def test_bytes_depend_on_weights_and_configuration_alone(
+    network: SimpleNet, description: Description, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artefact.write(network, description, tmp_path / "a.safetensors")
+    content = (tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    backwards = Description(**dict(reversed(list(vars(description).items()))))
+    backwards.model = dict(reversed(list(description.model.items())))
+    artefact.write(copy.deepcopy(network), backwards, tmp_path / "below" / "b.safetensors")
+    assert (tmp_path / "below" / "b.safetensors").read_bytes() == content
+    assert str(tmp_path).encode() not in content and os.uname().nodename.encode() not in content
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[0] += 1e-6
+    artefact.write(network, description, tmp_path / "c.safetensors")
+    assert (tmp_path / "c.safetensors").read_bytes() != content
+
+
+def test_buffers_types_and_tied_weights(tmp_path: Path, description: Description) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 3, bias=False)
+            self.b = nn.Linear(3, 3, bias=False)
+            self.b.weight = self.a.weight
+            self.norm = nn.BatchNorm1d(3)
+            self.register_buffer("view", torch.arange(6.0).view(2, 3).t())
+            self.register_buffer("half", torch.ones(2, dtype=torch.bfloat16))
+            self.register_buffer("not_kept", torch.ones(2), persistent=False)
+
+    network = Odd()
+    artefact.write(network, description, tmp_path / "odd.safetensors")
+    state, _ = artefact.read(tmp_path / "odd.safetensors")
+    assert state.keys() == network.state_dict().keys() and "not_kept" not in state
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(state[name], tensor) and state[name].dtype == tensor.dtype, name
+    other = Odd()
+    artefact.load_state(other, state, tmp_path / "odd.safetensors")
+    assert torch.equal(other.b.weight, network.a.weight) and other.norm.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    ("hidden", "says"),
+    [
+        ([6, 4], r"layers\.3\.weight is \(5, 6\) instead of \(4, 6\)"),
+        ([6], r"instead of"),
+        ([6, 5, 4], r"instead of|it has no"),
+    ],
+)
+def test_another_networks_state_is_refused_by_name(
+    hidden: list[int], says: str, network: SimpleNet, description: Description, tmp_path: Path
+) -> None:
+    artefact.write(network, description, tmp_path / "a.safetensors")
+    state, _ = artefact.read(tmp_path / "a.safetensors")
+    other = SimpleNet([1, 4, 4], 3, hidden=hidden)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(RunError, match=says):
+        artefact.load_state(other, state, tmp_path / "a.safetensors")
+    assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+
+
+def test_a_state_with_more_than_the_network_is_refused(network: SimpleNet, tmp_path: Path) -> None:
+    state = {**network.state_dict(), "extra.weight": torch.zeros(1)}
+    with pytest.raises(RunError, match=r"it has extra\.weight besides"):
+        artefact.load_state(network, state, tmp_path / "x")
+
+
+def test_a_class_named_in_the_file_passes_the_allow_list(
+    network: SimpleNet, description: Description, tmp_path: Path
+) -> None:
+    marker = tmp_path / "executed"
+    description.model["network"] = {"_target_": "torch.utils.collect_env.run", "command": f"touch {marker}"}
+    artefact.write(network, description, tmp_path / "a.safetensors")
+    with pytest.raises(SettingsError, match="collect_env"):
+        artefact.load(tmp_path / "a.safetensors")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, {}, {"frugal": "{}"}, {"frugal": "["}, {"frugal": "[]"}, {"frugal": '{"model": 3}'}, {"frugal": "null"}],
+)
+def test_a_safetensors_file_of_somebody_else(metadata: dict[str, str] | None, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.zeros(1)}, tmp_path / "a.safetensors", metadata=metadata)
+    with pytest.raises(RunError) as error:
+        artefact.load(tmp_path / "a.safetensors")
+    assert "a.safetensors" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "broken", [{"model": {}}, {"model": {"network": 3}}, {"model": None}, {"dims": None}, {"dims": {"x": 1}}]
+)
+def test_a_description_that_says_nonsense(
+    broken: dict[str, Any], network: SimpleNet, description: Description, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    plain = {**description.to_dict(), **broken}
+    save_file(network.state_dict(), tmp_path / "a.safetensors", metadata={"frugal": json.dumps(plain)})
+    with pytest.raises((RunError, SettingsError)) as error:
+        artefact.load(tmp_path / "a.safetensors")
+    assert "\n" not in str(error.value)
+
+
+def test_find(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="neither an artefact nor a checkpoint"):
+        artefact.find(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert artefact.find(tmp_path) == tmp_path / "checkpoints" / "last.ckpt"
+    (tmp_path / "model.safetensors").touch()
+    assert artefact.find(tmp_path) == tmp_path / "model.safetensors"
+    assert artefact.find(tmp_path / "x.ckpt") == tmp_path / "x.ckpt"
