@@ -10,8 +10,11 @@ import hashlib
 import importlib
 import io
 import logging
+import os
+import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,3 +99,45 @@ def snapshot(*folders: Path) -> dict[str, str]:
         if "__pycache__" not in path.parts:
             found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
     return found
+
+
+# --------------------------------------------------------------------------- what a child of project.start does first
+KILLED_AT = 3  # steps
+
+
+def die_in_training() -> None:
+    """SIGKILL itself before the fourth step."""
+    _at_step(KILLED_AT, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def wait_in_training() -> None:
+    """Stop before the fourth step, say so by the file `waiting` among the logs, and go on when there is a file `go`."""
+    _at_step(KILLED_AT, _wait)
+
+
+def _wait() -> None:
+    logs = Path(os.environ["FRUGAL_LOG_DIR"])
+    (logs / "waiting").touch()
+    while not (logs / "go").exists():
+        time.sleep(0.02)
+
+
+def _at_step(step: int, action: Callable[[], None]) -> None:
+    from frugal.callbacks.exact import ExactRandomness
+
+    original = ExactRandomness.on_train_batch_start
+
+    def acting(self, trainer, *rest):  # type: ignore[no-untyped-def]
+        if trainer.global_step == step:
+            action()
+        original(self, trainer, *rest)
+
+    ExactRandomness.on_train_batch_start = acting  # type: ignore[method-assign]
+
+
+def until(path: Path, timeout: float = 60) -> None:
+    """Wait until `path` is there."""
+    deadline = time.monotonic() + timeout
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.02)

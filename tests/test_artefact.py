@@ -76,7 +76,7 @@ def test_buffers_types_and_tied_weights(tmp_path: Path, description: Description
             self.b.weight = self.a.weight
             self.norm = nn.BatchNorm1d(3)
             self.register_buffer("view", torch.arange(6.0).view(2, 3).t())
-            self.register_buffer("half", torch.ones(2, dtype=torch.bfloat16))
+            self.register_buffer("bf16", torch.ones(2, dtype=torch.bfloat16))
             self.register_buffer("not_kept", torch.ones(2), persistent=False)
 
     network = Odd()

@@ -52,15 +52,15 @@ class Description:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any], path: Path) -> Description:
-        try:
-            return cls(**{key: plain[key] for key in ("model", "dims", "task", "preprocess", "data")})
-        except (KeyError, TypeError):
-            raise RunError(f"{path}: does not say which network it holds; it was not written by Frugal") from None
+        nodes = ("model", "dims", "preprocess", "data")
+        if not isinstance(plain, dict) or not all(isinstance(plain.get(key), dict) for key in nodes):
+            raise RunError(f"{path}: does not say which network it holds; it was not written by Frugal")
+        return cls(**{key: plain[key] for key in nodes}, task=str(plain.get("task")))
 
 
 def build_network(description: Description) -> nn.Module:
     """The network with fresh weights; every target in it passes the allow-list."""
-    network = settings.instantiate(description.model["network"], "model.network", **description.dims)
+    network = settings.instantiate(description.model.get("network"), "model.network", **description.dims)
     assert isinstance(network, nn.Module)
     return network
 

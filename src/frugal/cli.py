@@ -119,6 +119,8 @@ def _composed(verb: str, words: list[str]) -> int:
         raise
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise FrugalError(f"{error.filename or verb}: {error.strerror or error}") from None
     sweep = _sweep_folder()

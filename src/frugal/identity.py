@@ -45,23 +45,23 @@ def identify(
     """Name and hash of a composed job; `sources` as in `compose`."""
     frozen = tuple(tuple(sorted(dict(s).items())) for s in sources)
     _, base = _reference(verb, (), frozen)
+
+    def words(chosen: Mapping[str, str | None]) -> tuple[str, ...]:
+        """Overrides that choose these options; a group that the defaults do not know is added."""
+        return tuple(f"{'' if g in base else '+'}{g}={o or 'null'}" for g, o in sorted(chosen.items()))
+
     chosen = {g: o for g, o in choices.items() if o != base.get(g) and g not in IGNORED_GROUPS}
-    reference, _ = _reference(
-        verb, tuple(f"{g}={o if o is not None else 'null'}" for g, o in sorted(chosen.items())), frozen
-    )
+    reference, _ = _reference(verb, words(chosen), frozen)
     leaves = difference(cfg, reference)
     payload = json.dumps({"choices": chosen, "leaves": leaves}, sort_keys=True, default=str)
     digest = hashlib.sha256(payload.encode()).hexdigest()[:8]
 
-    experiment = choices.get("experiment")
-    under, implied = _reference(verb, (f"experiment={experiment}",) if experiment else (), frozen)
+    # The folder is the experiment's, so the name says only what differs from that.
+    experiment = {"experiment": choices["experiment"]} if choices.get("experiment") else {}
+    under, implied = _reference(verb, words(experiment), frozen)
     named = {g: o for g, o in choices.items() if o != implied.get(g) and g not in UNNAMED_GROUPS}
     if named:  # leaves are told apart from what the named options bring
-        words = (
-            *((f"experiment={experiment}",) if experiment else ()),
-            *(f"{g}={o or 'null'}" for g, o in sorted(named.items())),
-        )
-        under, _ = _reference(verb, words, frozen)
+        under, _ = _reference(verb, words({**experiment, **named}), frozen)
     leaves = {key: value for key, value in difference(cfg, under).items() if key.split(".")[0] not in UNNAMED_GROUPS}
     return Identity(short_name(named, leaves), digest, source_sha256(), data_sha256)
 

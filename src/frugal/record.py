@@ -191,7 +191,7 @@ class Record:
             return cls.from_dict(json.loads(path.read_text()))
         except FileNotFoundError:
             raise RunError(f"{path}: no record here; give a run's folder or its {FILE_NAME}") from None
-        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:  # no JSON, no text, or JSON of something else
             raise RunError(f"{path}: not a record ({error})") from None
 
 

@@ -93,7 +93,8 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
                 raise KeyboardInterrupt
             record_quality(record, fit.trainer)
             record_fit(record, fit)
-            record_compute(record, cfg, flops, fit)
+            with ledger.charge("measure"):
+                record_compute(record, cfg, flops, fit)
 
             with ledger.charge("compress"):
                 load_weights(cfg, run, module)

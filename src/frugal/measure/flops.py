@@ -73,7 +73,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype, tf32: bool = False) -> 
         return None, f"no peak is known for {dtype}"
     if device.type == "cpu":
         peak = _cpu_peak(dtype, torch.get_num_threads())
-        return peak, f"matrix product measured on this CPU, {name}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return peak, f"matrix product measured on this CPU, {name}, {threads} thread{'s' if threads > 1 else ''}"
     if device.type != "cuda":
         return None, f"no peak is known for {device.type} devices"
     return gpu_peak(torch.cuda.get_device_name(device), "tf32" if tf32 and name == "fp32" else name)
