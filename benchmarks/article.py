@@ -71,7 +71,7 @@ def perceptron() -> Any:
     )
 
 
-def article(workers: int) -> float:
+def article(workers: int, threads: int | None = None) -> float:
     """The article's loop: torchvision's MNIST, ToTensor and Normalize, then a DataLoader."""
     import numpy as np
     import torch
@@ -101,6 +101,8 @@ def article(workers: int) -> float:
             tensor.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
             return tensor, int(self.targets[index])
 
+    if threads is not None:
+        torch.set_num_threads(threads)
     torch.manual_seed(0)
     network = perceptron()
     criterion = nn.CrossEntropyLoss()
@@ -121,11 +123,13 @@ def normalized() -> tuple[Any, Any]:
     return x.unsqueeze(1).float().div_(255).sub_(MEAN).div_(STD), y
 
 
-def bare() -> float:
+def bare(threads: int | None = None) -> float:
     """PyTorch alone: normalized tensors in memory, a batch gathered at once, fused SGD, nothing read or kept."""
     import torch
     from torch.nn import functional as F
 
+    if threads is not None:
+        torch.set_num_threads(threads)
     x, y = normalized()
     torch.manual_seed(0)
     network = perceptron()
@@ -184,10 +188,13 @@ def lightning_defaults() -> float:
 
 
 SIDES: dict[str, Callable[[], float]] = {
+    # Torch's own number of threads, as the article has it, competes with its workers for the cores; one does not.
     "article, 2 workers": lambda: article(2),
+    "article, 2 workers, 1 thread": lambda: article(2, threads=1),
     "article, 0 workers": lambda: article(0),
     "plain Lightning": lightning_defaults,
     "bare PyTorch": bare,
+    "bare PyTorch, 1 thread": lambda: bare(threads=1),
 }
 REFERENCE = "article, 2 workers"
 FRUGAL = "frugal"

@@ -11,6 +11,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from frugal import cli, identity, manifest
+from frugal import cli
 
 # One training batch, nothing measured: what most tests need of a run.
 TINY = ("measure=none", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.threads=1")
@@ -82,9 +83,9 @@ def forget() -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "mine"]:
         del sys.modules[name]
     importlib.invalidate_caches()
-    identity._reference.cache_clear()
-    identity._folder_sha256.cache_clear()
-    manifest._git.cache_clear()
+    for module in [module for name, module in sys.modules.items() if re.fullmatch(r"frugal\.\w+", name)]:
+        for computed_once in [value for value in vars(module).values() if hasattr(value, "cache_clear")]:
+            computed_once.cache_clear()
 
 
 def runs(logs: Path, experiment: str = "default") -> list[Path]:

@@ -16,6 +16,7 @@ from frugal import artefact
 from frugal.artefact import Description
 from frugal.errors import RunError, SettingsError
 from frugal.models.simple_net import SimpleNet
+from frugal.paths import find_weights
 
 NODE = {"_target_": "frugal.models.simple_net.SimpleNet", "hidden": [6, 5], "activation": "relu"}
 
@@ -157,10 +158,10 @@ def test_a_description_that_says_nonsense(
 
 def test_find(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="neither an artefact nor a checkpoint"):
-        artefact.find(tmp_path)
+        find_weights(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
-    assert artefact.find(tmp_path) == tmp_path / "checkpoints" / "last.ckpt"
+    assert find_weights(tmp_path) == tmp_path / "checkpoints" / "last.ckpt"
     (tmp_path / "model.safetensors").touch()
-    assert artefact.find(tmp_path) == tmp_path / "model.safetensors"
-    assert artefact.find(tmp_path / "x.ckpt") == tmp_path / "x.ckpt"
+    assert find_weights(tmp_path) == tmp_path / "model.safetensors"
+    assert find_weights(tmp_path / "x.ckpt") == tmp_path / "x.ckpt"

@@ -16,7 +16,7 @@ import project
 from command import KILLED_AT, TINY, die_in_training, frugal, runs, snapshot, until, wait_in_training
 from frugal import folder as folders
 from frugal import manifest
-from frugal.errors import RunError
+from frugal.errors import FrugalError
 from frugal.record import Record
 
 pytest_plugins = ("users_home",)
@@ -67,6 +67,7 @@ def test_a_runs_folder_holds_what_it_left(home: Path, tmp_path: Path) -> None:
     assert {key: value for key, value in Record.read(run).config.items() if key != "choices"} == config
 
 
+@pytest.mark.slow
 def test_two_processes_that_begin_at_once_get_two_folders(home: Path, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()
@@ -76,7 +77,7 @@ def test_two_processes_that_begin_at_once_get_two_folders(home: Path, tmp_path: 
     assert {Record.read(run).run.steps_executed for run in runs(logs)} == {6}
 
 
-# ------------------------------------------------------------------------------------------------ locks and cut-off runs
+# ----------------------------------------------------------------------------------------------- locks, cut-off runs
 def test_the_lock_holds_while_the_process_lives_and_no_longer(home: Path, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()
@@ -122,6 +123,7 @@ def test_a_cut_off_run_is_pointed_out_and_continued(home: Path, tmp_path: Path) 
     assert "cut off" not in frugal("train", *EVERY).out
 
 
+@pytest.mark.slow
 def test_of_several_cut_off_runs_the_last_is_continued(home: Path, tmp_path: Path) -> None:
     one, two = (cut_off(home, tmp_path / "logs", EVERY) for _ in range(2))
     assert frugal("train", *EVERY, "run.resume=true").code == 0
@@ -130,6 +132,7 @@ def test_of_several_cut_off_runs_the_last_is_continued(home: Path, tmp_path: Pat
     assert [Record.read(run).status for run in (one, two)] == ["completed", "completed"]
 
 
+@pytest.mark.slow
 def test_another_commands_cut_off_run_is_not_continued(home: Path, tmp_path: Path) -> None:
     cut_off(home, tmp_path / "logs", EVERY)
     assert "no cut-off run" in frugal("train", *EVERY, "seed=1", "run.resume=true").error
@@ -183,6 +186,7 @@ def test_what_a_checkpoint_fixes_cannot_be_changed_on_the_way(word: str, home: P
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_an_unfinished_extension_leaves_a_record_that_can_be_continued(home: Path, tmp_path: Path) -> None:
     assert frugal("train", *EVERY).code == 0
     (run,) = runs(tmp_path / "logs")
@@ -296,5 +300,5 @@ def test_steps_are_counted_through_a_kill(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run(home: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "no run's folder" in frugal("train", f"run.resume={tmp_path / 'empty'}").error
-    with pytest.raises(RunError):
+    with pytest.raises(FrugalError):
         package.run([*TINY, f"run.resume={tmp_path / 'empty'}"])

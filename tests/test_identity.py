@@ -104,9 +104,7 @@ def test_a_new_setting_with_a_default_changes_no_old_hash(home: Path, monkeypatc
     text = (shipped / "optim" / "momentum.yaml").read_text()
     (home / "configs" / "optim" / "momentum.yaml").write_text(text + "maximize: false\n")
     train = (shipped / "train.yaml").read_text()
-    (home / "configs" / "train.yaml").write_text(
-        train.replace("  - debug: none\n", "  - debug: none\n  - pruning: none\n")
-    )
+    (home / "configs" / "train.yaml").write_text(train.replace("  - pruning: null\n", "  - pruning: none\n"))
     (home / "configs" / "pruning").mkdir()
     (home / "configs" / "pruning" / "none.yaml").write_text("# No pruning.\n_target_: null\ndensity: 1.0\n")
     forget()

@@ -18,7 +18,7 @@ from frugal.record import FILE_NAME, Energy, Latency, Record, Throughput, Time, 
 KEYS = {
     "run": "name hash experiment seed command started_at git_commit git_dirty resumed resumed_at_step steps_executed",
     "fingerprint": "device threads python torch lightning frugal data_sha256 effective_batch",
-    "time": "wall_s ledger_s to_target_s",
+    "time": "wall_s ledger_s to_target_s to_target_train_s",
     "throughput": "samples_per_s samples_per_s_median samples_per_s_p10 samples_per_s_p90 tokens_per_s steps_counted",
     "compute": "flops_per_step flops_total mfu peak_flops peak_source",
     "memory": "peak_private_bytes peak_rss_bytes private_before_bytes rss_before_bytes gpu_peak_allocated_bytes "

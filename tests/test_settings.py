@@ -353,7 +353,7 @@ def test_needs_and_excludes(home: Path) -> None:
     )
 
     def check(*overrides: str) -> None:
-        settings.check_rules(*compose("train", ["+pruning=halve", *overrides]))
+        settings.check_rules(*compose("train", ["pruning=halve", *overrides]))
 
     check()
     check("+quantization.name=int8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from frugal import settings
 from frugal.errors import RunError
+from frugal.paths import find_weights
 from frugal.record import write_atomic
 
 
@@ -78,15 +80,22 @@ def load(path: Path) -> tuple[nn.Module, Description]:
     state, plain = read(path)
     description = Description.from_dict(plain, path)
     network = build_network(description)
+    dtype = floating_dtype(state.values())
+    if dtype is not None:  # as it was written: a network in half is tested in half
+        network.to(dtype)
     load_state(network, state, path)
     return network.eval(), description
 
 
+def floating_dtype(tensors: Iterable[Tensor]) -> torch.dtype | None:
+    """The dtype of all floating-point tensors among these, or None where they do not agree or there are none."""
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State and plain description from an artefact or a checkpoint, without building anything."""
-    if not path.is_file() or path.suffix not in (".ckpt", ".safetensors"):
-        what = "is no such file" if path.is_file() else "does not exist"
-        raise RunError(f"{path}: {what}; give a run's folder, a checkpoint (.ckpt) or an artefact (.safetensors)")
+    path = find_weights(path)
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
@@ -132,16 +141,6 @@ def load_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None
     if extra:
         raise RunError(f"{path}: holds another network (it has {extra[0]} besides)")
     network.load_state_dict(state)
-
-
-def find(source: Path) -> Path:
-    """The file to read for a run's folder, a checkpoint or an artefact: the artefact where there is one."""
-    if not source.is_dir():
-        return source
-    for candidate in (source / "model.safetensors", source / "checkpoints" / "last.ckpt"):
-        if candidate.is_file():
-            return candidate
-    raise RunError(f"{source}: neither an artefact nor a checkpoint lies here")
 
 
 def _without_shared(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from frugal import __version__
 from frugal.errors import FrugalError
@@ -46,8 +48,8 @@ def main(argv: list[str] | None = None) -> None:
         code = _dispatch(arguments)
     except FrugalError as error:
         code = _fail(str(error))
-    except KeyboardInterrupt:
-        code = _fail("interrupted", 130)
+    except KeyboardInterrupt as interrupt:
+        code = _fail(str(interrupt) or "interrupted", 130)
     except BrokenPipeError:
         code = 141
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `frugal report | head`: nothing more can be said
@@ -156,61 +158,70 @@ def _hydra_main(verb: str) -> None:
     from frugal import settings
     from frugal.job import hydra_job
 
+    def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+        raise FrugalError(f"{verb}: {message}; settings are given as KEY=VALUE, see frugal {verb} --help")
+
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of Hydra's own report
+    argparse.ArgumentParser.error = error  # type: ignore[method-assign, assignment]  # one line, not a page of usage
     hydra.main(version_base="1.3", config_path=str(settings.config_folder()), config_name=verb)(hydra_job)()
 
 
+# Hydra's flags that take a value.
+VALUED = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--info", "-i"}
+VALUED |= {"--package", "-p"}
+INFORMING = {"--help", "-h", "--cfg", "-c", "--hydra-help", "--info", "-i", "-sc"}  # flags that run nothing
+
+
 def _normalize(verb: str, words: list[str]) -> list[str]:
-    """`frugal evaluate PATH` is no override of Hydra's: PATH becomes a quoted key. Flags that unpickle are refused."""
-    if any(w.startswith(("--experimental-rerun", "--experimental_rerun")) for w in words):
-        raise FrugalError("--experimental-rerun: reads a pickle and is not allowed; use run.resume=RUN")
-    if verb != "evaluate":
-        return words
+    """Flags first, as Hydra's parser wants them; and `evaluate PATH`, which is no override, as a quoted key."""
+    flags, rest = [], []
+    waiting = iter(words)
+    for word in waiting:
+        if word.startswith(("--experimental-rerun", "--experimental_rerun")):
+            raise FrugalError("--experimental-rerun: reads a pickle and is not allowed; use run.resume=RUN")
+        if word.startswith("-"):
+            value = next(waiting, None) if word in VALUED else None
+            flags += [word] if value is None else [word, value]
+        else:
+            rest.append(word)
+    if verb == "evaluate":
+        rest = _with_source(rest, informing=bool(INFORMING & set(flags)))
+    return [*flags, *rest]
+
+
+def _with_source(words: list[str], informing: bool) -> list[str]:
+    """The first word that is no override is what to evaluate."""
     from frugal.compose import quote
 
-    result, given = [], any(w.split("=")[0] == "source" for w in words)
-    takes_value = {
-        "--config-dir",
-        "-cd",
-        "--config-name",
-        "-cn",
-        "--config-path",
-        "-cp",
-        "--cfg",
-        "-c",
-        "--info",
-        "-i",
-        "--package",
-        "-p",
-    }
+    if any(word.split("=")[0] == "source" for word in words):
+        return words
     for index, word in enumerate(words):
-        bare = not word.startswith(("-", "+", "~")) and (index == 0 or words[index - 1] not in takes_value)
-        if bare and not given and ("=" not in word or Path(word).exists()):
-            word, given = f"source={quote(str(Path(word).expanduser().resolve()))}", True
-        result.append(word)
-    informing = {"--help", "-h", "--cfg", "-c", "--hydra-help", "--info", "-i", "-sc"}
-    if not given and not informing & set(words):
+        if not word.startswith(("+", "~")) and ("=" not in word or Path(word).exists()):
+            source = f"source={quote(str(Path(word).expanduser().resolve()))}"
+            return [*words[:index], source, *words[index + 1 :]]
+    if not informing:
         raise FrugalError("evaluate: name what to evaluate: frugal evaluate RUN_OR_CHECKPOINT [overrides]")
-    return result if given else [*result, "source=RUN_OR_CHECKPOINT"]
+    return [*words, "source=RUN_OR_CHECKPOINT"]
 
 
 def _end_of_sweep(sweep: Path) -> int:
     """Report on the sweep's runs; 1 when one of them failed."""
     from frugal import console
-    from frugal.job import finished_folders
+    from frugal.job import SweepFolder, finished_folders
     from frugal.report import report
 
     folders = finished_folders(sweep)
     if not folders:
-        return 0
+        return int(SweepFolder.failed)
     result = report(folders, out=sweep)
     console.say(result.table)
     console.say("Written: " + ", ".join(_short(path) for path in result.files))
-    return 1 if any(result.statuses.get(status) for status in ("failed", "interrupted", "running")) else 0
+    failed = SweepFolder.failed or any(result.statuses.get(status) for status in ("failed", "interrupted", "running"))
+    return int(failed)
 
 
 def _short(path: Path) -> str:
-    from frugal.folder import shown
+    from frugal.paths import shown
 
     return shown(path)
 
@@ -238,8 +249,10 @@ def _completion(words: list[str]) -> int:
         verb = head[1]
         if verb not in COMPOSED:
             return 0
-        os.environ["COMP_LINE"] = line.replace(f" {verb} ", " ", 1)
-        os.environ["COMP_POINT"] = str(point - len(verb) - 1)
+        # Neither the verb nor what `evaluate` names is an override.
+        kept = [head[0], *(word for word in head[2:-1] if "=" in word), head[-1]]
+        os.environ["COMP_LINE"] = " ".join(kept)
+        os.environ["COMP_POINT"] = str(len(" ".join(kept)))
     else:
         verb = "train"
     return _composed(verb, ["-sc", *words])

@@ -137,6 +137,11 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str:
         return f"{error.override}: cannot be read as KEY=VALUE; quote what holds special signs, as in 'key=\"a b\"'"
     cause = error.__cause__
     deep = str(cause) if cause is not None else text
+    ambiguous = re.search(r"Ambiguous value for argument '([^']+)'", text)
+    if ambiguous:
+        given = ambiguous.group(1)
+        key, _, value = given.partition("=")
+        return f"{given}: several values are a sweep: frugal {verb} -m {given}; a list is written {key}=[{value}]"
     missing = re.search(r"Could not find '([^']+)'", text)
     if missing and "Available options" in text:
         group, _, option = missing.group(1).rpartition("/")
@@ -148,10 +153,15 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str:
     no_group = re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text)
     if no_group:
         key = no_group.group(1)
+        elsewhere = _keys_named(key, verb)
+        if elsewhere:
+            return f"{_given(key, overrides)}: unknown; did you mean {' or '.join(elsewhere)}?"
         return f"{_given(key, overrides)}: {settings.did_you_mean(key, _valid_keys(verb, overrides, ''))}"
     full = re.search(r"full_key: (\S+)", deep) or re.search(r"full_key: (\S+)", text)
     override = re.search(r"Could not override '([^']+)'", text)
     key = override.group(1) if override else full.group(1) if full else ""
+    if full and full.group(1).startswith(f"{key}."):  # `model.network={a: 1}`: the wrong name is inside the value
+        key = full.group(1)
     if key and ("is not in struct" in deep + text or "not in '" in deep + text):
         parent, _, leaf = key.rpartition(".")
         # the deepest key that exists tells where the name went wrong
@@ -159,6 +169,10 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str:
         while not valid and parent:
             parent, _, leaf = parent.rpartition(".")
             valid = _valid_keys(verb, overrides, parent)
+        if not parent and "." not in key:
+            elsewhere = _keys_named(leaf, verb)
+            if elsewhere:
+                return f"{_given(key, overrides)}: unknown; did you mean {' or '.join(elsewhere)}?"
         near = settings.did_you_mean(leaf, valid)
         prefix = f"{parent}." if parent else ""
         return f"{_given(key, overrides)}: {near.replace('did you mean ', f'did you mean {prefix}')}"
@@ -186,8 +200,28 @@ def _valid_keys(verb: str, overrides: Sequence[str], parent: str) -> list[str]:
             continue
         node = OmegaConf.select(cfg, parent) if parent else cfg
         if OmegaConf.is_dict(node):
-            return [str(name) for name in node if not (not parent and name == "hydra")]
+            return [str(name) for name in node if not (not parent and name == "hydra") and name not in _NOT_FOR_USERS]
     return []
+
+
+_NOT_FOR_USERS = {"_target_", "_partial_", "needs", "excludes", "task"}
+
+
+def _keys_named(leaf: str, verb: str) -> list[str]:
+    """Full keys that end in `leaf`, for somebody who gave a setting without its group: lr is optim.lr."""
+    loader = ConfigLoaderImpl(create_config_search_path(str(settings.config_folder())))
+    job, _ = split(loader.load_configuration(verb, [], RunMode.RUN))
+    plain = OmegaConf.to_container(job, resolve=False)
+
+    def walk(node: Any, key: str) -> Iterator[str]:
+        if isinstance(node, dict):
+            for name, child in node.items():
+                dotted = f"{key}.{name}" if key else str(name)
+                if name == leaf and key:
+                    yield dotted
+                yield from walk(child, dotted)
+
+    return sorted(walk(plain, ""))[:3]
 
 
 # --------------------------------------------------------------------------------------------------------- resume

@@ -12,15 +12,16 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from frugal.errors import RunError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress, TaskID
+    from rich.table import Table
 
 # One column for one column, so that tables stay aligned where the output cannot show these.
 _ASCII: dict[int, str | int] = {
@@ -222,28 +223,71 @@ def progress(description: str, total: float | None = None, unit: str = "") -> It
         bar._finish()
         return
     owner = _live is None
-    if _live is None:
-        _live = _new_live()
-        _live.start()
-    bar = Bar(description, total, unit, _live)
-    try:
-        yield bar
+    drawn: Bar | None = None
+    try:  # from here on, a Ctrl-C at any moment leaves a terminal without a bar
+        if _live is None:
+            _live = _new_live()
+            _live.start()
+        drawn = Bar(description, total, unit, _live)
+        yield drawn
     finally:
-        bar._finish()
-        if owner:
-            _live.stop()
-            _live = None
+        try:
+            if drawn is not None:
+                drawn._finish()
+        finally:
+            if owner and _live is not None:
+                live, _live = _live, None
+                live.stop()
+
+
+_MARGIN = 3  # columns left free, where a terminal shows ^C: on a full line it would wrap, and leave the bar behind
+_CLOCK = 8  # columns of a time, the blank before it included
 
 
 def _new_live() -> Progress:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns: tuple[Any, ...] = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[amount]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+    """A rich Progress whose lines are never cut: what they have no room for is left out, the bar and times first."""
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class Description(ProgressColumn):
+        room = _UNBOUNDED
+
+        def render(self, task: Task) -> Text:
+            return Text(fit(task.description, self.room), no_wrap=True)
+
+    target = console()
+    description, amount = Description(), TextColumn("{task.fields[amount]}", markup=False)
+    remaining, elapsed = TimeRemainingColumn(), TimeElapsedColumn()
+    bars = {width: BarColumn(bar_width=width) for width in (20, 10)}
+
+    class Fitted(Progress):
+        def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
+            tasks = list(tasks)
+            counted = max((len(str(task.fields["amount"])) + 1 for task in tasks), default=0)
+            described = max((len(task.description) for task in tasks), default=0)
+            width = target.width - _MARGIN
+            description.room = max(1, width - counted)
+            free = width - counted - described
+            times: list[ProgressColumn] = [remaining] if free >= _CLOCK else []
+            bar = [bars[n] for n in bars if free >= _CLOCK + n + 1][:1]
+            times = [elapsed, remaining] if bar and free >= 2 * _CLOCK + (bar[0].bar_width or 0) + 1 else times
+            self.columns = (description, *bar, amount, *times)
+            return super().make_tasks_table(tasks)
+
     # a slow refresh: the bar's thread takes time from what it counts
-    return Progress(*columns, console=console(), transient=True, refresh_per_second=4)
+    return Fitted(description, amount, console=target, transient=True, refresh_per_second=4)
+
+
+def fit(description: str, room: int) -> str:
+    """`epoch 3/10  loss 0.21  9,000/s` in `room` columns: whole parts, the last ones left out first."""
+    while len(description) > room and "  " in description:
+        description = description.rpartition("  ")[0].rstrip()
+    return description if len(description) <= room else description[: room - 1] + "…"

@@ -6,19 +6,24 @@ which data it was trained. Any data option that fits can take that one's place.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 
 from frugal import artefact, settings
+from frugal.absent import explain_absent
 from frugal.artefact import Description
-from frugal.errors import RefusedError
+from frugal.errors import RefusedError, RunError
 from frugal.folder import Run
 from frugal.measure import Ledger
+from frugal.paths import find_weights
 from frugal.recording import measure_network, record_time, set_fingerprint
-from frugal.train import build_data, build_loggers, close, quiet_lightning, set_threads, tell, test
+from frugal.train import build_data, build_loggers, close, count_step, quiet_lightning, set_threads, tell, test
 
 
 def check(cfg: DictConfig) -> None:
@@ -34,36 +39,49 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
     loggers = build_loggers(cfg, run)
     try:
         with quiet_lightning():
-            set_threads(cfg)
-            path = artefact.find(Path(str(cfg.source)).expanduser())
+            path = find_weights(Path(str(cfg.source)))
             network, description = artefact.load(path)
             whole = settings_for(cfg, description)
-            data = build_data(whole, description.preprocess["state"])
+            if whole.data.get("task") != description.task:
+                raise RefusedError(f"{path}: was trained for {description.task}, data.task is {whole.data.get('task')}")
+            with crafted(path):
+                data = build_data(whole, description.preprocess["state"])
             data.prepare_data()
             data.setup("test")
             refuse_other_data(description, data, path)
+            set_threads(whole, count_step(whole, network, data))  # as in training, so that the two compare
             set_fingerprint(record, whole, data)
             record.config = {**settings.plain(whole), "choices": record.config["choices"]}
-            module = settings.instantiate(
-                {key: value for key, value in description.model.items() if key != "network"}, "model", network=network
-            )
+            with crafted(path):
+                model = {key: value for key, value in description.model.items() if key != "network"}
+                module = settings.instantiate(model, "model", network=network)
+                if not isinstance(module, LightningModule):
+                    raise TypeError(f"{description.model['_target_']} is no LightningModule")
             ledger.base("other")
-            # Written anew, so that the size is that of the network alone, also where a checkpoint was given.
-            artefact.write(network, description, run.artefact)
-            network, _ = artefact.load(run.artefact)
+            with ledger.charge("compress"):
+                # Written anew, so that the size is that of the network alone, also where a checkpoint was given.
+                artefact.write(network, description, run.artefact)
+                network, _ = artefact.load(run.artefact)
             with ledger.charge("test"):
                 test(whole, module, network, data, record)
             with ledger.charge("measure"):
                 measure_network(record, whole, network, data, run.artefact, torch.device("cpu"))
-        for name in ("throughput.samples_per_s", "compute.mfu", "memory.peak_private_bytes"):
-            record.absent[name] = "an evaluation does not train"
-        record.energy.reason = "an evaluation does not train"
         record_time(record, ledger)
         record.status = "completed"
+        explain_absent(record, trains=False)
         run.save()
         tell(loggers, record, run.artefact)
     finally:
         close(loggers)
+
+
+@contextlib.contextmanager
+def crafted(path: Path) -> Iterator[None]:
+    """A file may say of itself whatever it likes: what cannot be built from that is one line."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{path}: describes itself wrongly ({type(error).__name__}: {error})") from None
 
 
 def settings_for(cfg: DictConfig, description: Description) -> DictConfig:

@@ -34,8 +34,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from frugal.errors import RunError
-from frugal.identity import Identity
+from frugal.identity import Identity, leaves
 from frugal.manifest import describe_origin
+from frugal.paths import shown
 from frugal.record import FILE_NAME, Record, write_atomic
 
 log = logging.getLogger("frugal")
@@ -155,18 +156,18 @@ def open_single(cfg: DictConfig, identity: Identity) -> Run:
     experiment = experiment_folder(cfg)
     resume = cfg.run.resume
     if isinstance(resume, str):
-        return _continue(Path(resume), identity)
+        return _continue(Path(resume), identity, cfg)
     if resume:
         for folder in reversed(list(_candidates(experiment, identity))):
             if is_cut_off(folder):
-                return _continue(folder, identity)
+                return _continue(folder, identity, cfg)
         raise RunError(
-            f"run.resume=true: no cut-off run of this command under {_shown(experiment)}; leave it out to start anew"
+            f"run.resume=true: no cut-off run of this command under {shown(experiment)}; leave it out to start anew"
         )
     cut_off = [folder for folder in _candidates(experiment, identity) if is_cut_off(folder)]
     if cut_off:
         log.info(
-            "The last run of this command was cut off; to continue it add: run.resume=true (%s)", _shown(cut_off[-1])
+            "The last run of this command was cut off; to continue it add: run.resume=true (%s)", shown(cut_off[-1])
         )
     number = 1
     while True:
@@ -201,7 +202,7 @@ def open_in_sweep(cfg: DictConfig, identity: Identity) -> Run | Record:
         if known is None or same:
             if known is not None and known.status == "completed":
                 _unlock(lock)
-                log.info("Done before: %s", _shown(folder / FILE_NAME))
+                log.info("Done before: %s", shown(folder / FILE_NAME))
                 return known
             resumable = known is not None and known.status in ("running", "interrupted")
             if resumable and (folder / "checkpoints" / "last.ckpt").is_file():
@@ -213,18 +214,43 @@ def open_in_sweep(cfg: DictConfig, identity: Identity) -> Run | Record:
         number += 1
 
 
-def _continue(folder: Path, identity: Identity) -> Run:
+def _continue(folder: Path, identity: Identity, cfg: DictConfig) -> Run:
     if not (folder / OVERRIDES).is_file():
         raise RunError(f"run.resume={folder}: no run's folder (it has no {OVERRIDES})")
     lock = _lock(folder, wait=False)
     known = read_record(folder) or Record()
     started = (folder / "checkpoints" / "last.ckpt").is_file()
     if not started:
-        log.info("No checkpoint was written yet in %s: starting from the beginning", _shown(folder))
+        log.info("No checkpoint was written yet in %s: starting from the beginning", shown(folder))
         _clear(folder)
         return Run(folder, identity, Record(), _lock=lock)
+    try:
+        _refuse_changes(folder, cfg)
+    except RunError:
+        _unlock(lock)
+        raise
     extends = known.status == "completed"
     return Run(folder, identity, known, resumed=True, extends=extends, _lock=lock, _before=_small_files(folder))
+
+
+# What a checkpoint restores or its position in the data depends on: another value would be ignored, or mixed with the
+# old one, and the record would say what was not done.
+FIXED = re.compile(
+    r"(seed|data|preprocess|model|optim|schedule|selection|distillation|pruning|quantization)\b"
+    r"|trainer\.(precision|accumulate_grad_batches|limit_train_batches|overfit_batches)$"
+)
+FREE = {"data.workers", "data.eval_batch_size", "data.source.root", "data.source.mirrors", "model.init_from"}
+
+
+def _refuse_changes(folder: Path, cfg: DictConfig) -> None:
+    """Raise RunError where a continued run is asked for other settings than it was trained with."""
+    was = dict(leaves(OmegaConf.load(folder / CONFIG)))
+    for key, value in leaves(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))):
+        if key in was and was[key] != value and FIXED.match(key) and key not in FREE:
+            raise RunError(
+                f"run.resume={shown(folder)}: {key}={value} cannot change on the way, the run has {was[key]}; "
+                f"a new run with model.init_from={shown(folder)} starts from its weights"
+            )
 
 
 def folder_of(cfg: DictConfig, identity: Identity, record: Record) -> Path:
@@ -258,7 +284,7 @@ def _small_files(folder: Path) -> dict[str, bytes]:
 
 def _unwritable(folder: Path, error: OSError) -> RunError:
     return RunError(
-        f"paths.log_dir: cannot write {_shown(folder)} ({error.strerror}); set paths.log_dir or FRUGAL_LOG_DIR"
+        f"paths.log_dir: cannot write {shown(folder)} ({error.strerror}); set paths.log_dir or FRUGAL_LOG_DIR"
     )
 
 
@@ -341,22 +367,11 @@ def _lock(folder: Path, wait: bool = True) -> int:
     except OSError:
         if not wait:
             os.close(handle)
-            raise RunError(f"{_shown(folder)}: another process runs this run") from None
-        log.info("Another process runs %s: waiting for it", _shown(folder))
+            raise RunError(f"{shown(folder)}: another process runs this run") from None
+        log.info("Another process runs %s: waiting for it", shown(folder))
         fcntl.flock(handle, fcntl.LOCK_EX)
     _held.add(handle)
     return handle
-
-
-def _shown(path: Path) -> str:
-    """Relative to the working directory where that is shorter."""
-    try:
-        return str(Path(path).resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
-
-
-shown = _shown
 
 
 # ------------------------------------------------------------------------------- steps, kept by the kernel

@@ -8,8 +8,10 @@ imported.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import importlib.util
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,15 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from frugal import settings
 from frugal.compose import Choices, compose
+from frugal.errors import RunError
+from frugal.paths import find_weights
 
 # Where results go and who is told does not change them.
 IGNORED_ROOTS = {"paths", "logger", "run", "choices", "launch"}
 # ... except what decides the weights that become the artefact, and what the record says of them.
-KEPT_RUN_KEYS = {"weights", "monitor", "mode", "target", "target_metric"}
+KEPT_RUN_KEYS = {"weights", "monitor", "mode", "target", "target_metric", "target_mode"}
 IGNORED_GROUPS = {"logger", "launch"}
+# Keys that name weights to read: what counts is what lies there, not where.
+WEIGHTS_KEYS = {"model.init_from", "source"}
 # ... and how thoroughly it was measured is part of the hash, but not of the name.
 UNNAMED_GROUPS = IGNORED_GROUPS | {"experiment", "measure"}
 
@@ -52,8 +59,8 @@ def identify(
 
     chosen = {g: o for g, o in choices.items() if o != base.get(g) and g not in IGNORED_GROUPS}
     reference, _ = _reference(verb, words(chosen), frozen)
-    leaves = difference(cfg, reference)
-    payload = json.dumps({"choices": chosen, "leaves": leaves}, sort_keys=True, default=str)
+    changed = difference(cfg, reference) | from_outside(cfg)
+    payload = json.dumps({"choices": chosen, "leaves": changed}, sort_keys=True, default=str)
     digest = hashlib.sha256(payload.encode()).hexdigest()[:8]
 
     # The folder is the experiment's, so the name says only what differs from that.
@@ -62,8 +69,8 @@ def identify(
     named = {g: o for g, o in choices.items() if o != implied.get(g) and g not in UNNAMED_GROUPS}
     if named:  # leaves are told apart from what the named options bring
         under, _ = _reference(verb, words({**experiment, **named}), frozen)
-    leaves = {key: value for key, value in difference(cfg, under).items() if key.split(".")[0] not in UNNAMED_GROUPS}
-    return Identity(short_name(named, leaves), digest, source_sha256(), data_sha256)
+    shown = {key: value for key, value in difference(cfg, under).items() if key.split(".")[0] not in UNNAMED_GROUPS}
+    return Identity(short_name(named, shown), digest, source_sha256(sources), data_sha256)
 
 
 @functools.lru_cache(maxsize=64)
@@ -73,13 +80,27 @@ def _reference(verb: str, overrides: tuple[str, ...], sources: tuple[Any, ...]) 
 
 def difference(cfg: DictConfig, reference: DictConfig) -> dict[str, Any]:
     """Dotted leaves of `cfg` that `reference` lacks or has otherwise; a leaf that `cfg` lacks is "~"."""
-    ours, theirs = dict(_leaves(cfg)), dict(_leaves(reference))
+    ours, theirs = dict(leaves(cfg)), dict(leaves(reference))
     changed = {key: value for key, value in ours.items() if key not in theirs or theirs[key] != value}
     changed.update({key: "~" for key in theirs if key not in ours})
     return dict(sorted(changed.items()))
 
 
-def _leaves(cfg: Any) -> Iterable[tuple[str, Any]]:
+def from_outside(cfg: DictConfig) -> dict[str, Any]:
+    """What the settings take from elsewhere, as it is now: values of the environment, and the weights of other runs."""
+    found: dict[str, Any] = {}
+    for key, value in leaves(cfg):
+        if isinstance(value, str) and "${oc." in value and "${paths." not in value:
+            with contextlib.suppress(OmegaConfBaseException):  # so is a variable that is not set
+                found[key] = OmegaConf.select(cfg, key)
+        elif key in WEIGHTS_KEYS and isinstance(value, str) and value != "???":
+            with contextlib.suppress(RunError):  # weights that are missing are refused elsewhere
+                found[key] = hashlib.sha256(find_weights(Path(value)).read_bytes()).hexdigest()
+    return found
+
+
+def leaves(cfg: Any) -> Iterable[tuple[str, Any]]:
+    """Dotted keys and values of what makes a run what it is."""
     plain = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(plain, dict)
 
@@ -88,7 +109,8 @@ def _leaves(cfg: Any) -> Iterable[tuple[str, Any]]:
             for name, child in node.items():
                 yield from walk(child, f"{key}.{name}" if key else str(name))
         else:
-            yield key, node
+            # 1 and 1.0 are one value
+            yield key, int(node) if isinstance(node, float) and node.is_integer() else node
 
     for root, node in plain.items():
         if root == "run":
@@ -119,25 +141,39 @@ def short_name(choices: Mapping[str, str | None], leaves: Mapping[str, Any]) -> 
     return text if len(text) <= 80 else text[:77].rstrip("-_.") + "..."
 
 
-@functools.lru_cache(maxsize=4)
-def _folder_sha256(folder: str, patterns: tuple[str, ...]) -> str:
-    digest = hashlib.sha256()
-    root = Path(folder)
-    for path in sorted(p for pattern in patterns for p in root.rglob(pattern)):
+@functools.lru_cache(maxsize=16)
+def _tree_sha256(tree: str) -> str:
+    """Hash of a folder's Python and YAML files, or of one file."""
+    digest, root = hashlib.sha256(), Path(tree)
+    files = [root] if root.is_file() else sorted(p for pattern in ("*.py", "*.yaml") for p in root.rglob(pattern))
+    for path in files:
         if "__pycache__" not in path.parts and path.is_file():
             digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
-def source_sha256() -> str:
-    """Hash of the package's source and options, of the working directory's options and of the user's own packages."""
-    folders = [Path(__file__).parent, settings.config_folder()]
-    own = Path.cwd() / "configs"
-    if own.is_dir() and own.resolve() != settings.config_folder().resolve():
-        folders.append(own)
-    folders += [Path.cwd() / package for package in settings.user_packages() if (Path.cwd() / package).is_dir()]
-    parts = [_folder_sha256(str(folder), ("*.py", "*.yaml")) for folder in folders]
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
+def source_sha256(sources: Sequence[Any] = ()) -> str:
+    """Hash of the package's source and options, of the command's other option folders and of the user's packages."""
+    trees = [Path(__file__).parent, settings.config_folder(), Path.cwd() / "configs"]
+    trees += [Path(source["path"]) for source in sources if source["schema"] == "file"]
+    for package in settings.user_packages():
+        trees += _where_is(package.split(".")[0])
+    unique = dict.fromkeys(str(tree.resolve()) for tree in trees if tree.exists())
+    return hashlib.sha256("".join(_tree_sha256(tree) for tree in unique).encode()).hexdigest()
+
+
+def _where_is(package: str) -> list[Path]:
+    """The folder or file of a package, wherever it is imported from, without importing it."""
+    settings.add_working_directory()
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        return []
+    if spec.submodule_search_locations:
+        return [Path(location) for location in spec.submodule_search_locations]
+    return [Path(spec.origin)] if spec.origin else []
 
 
 def data_sha256(cfg: DictConfig) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from frugal.errors import SettingsError, did_you_mean
 
@@ -79,7 +80,7 @@ def check_targets(node: Any, key: str = "") -> None:
 def check_hydra(node: Any) -> None:
     """Check what Hydra itself would build from `cfg.hydra`, before it does: callbacks, launcher, sweeper, log
     handlers."""
-    plain = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
+    plain = _as_resolved(node) if OmegaConf.is_config(node) else node
 
     def walk(value: Any, key: str) -> None:
         if isinstance(value, dict):
@@ -101,6 +102,25 @@ def check_hydra(node: Any) -> None:
             raise SettingsError(f"{key}={value}: only the standard streams can be named here")
 
     walk(plain, "hydra")
+
+
+def _as_resolved(node: Any, depth: int = 0) -> Any:
+    """`node` in plain containers with every interpolation followed, as Hydra will before it builds: a `${data.evil}`
+    may bring a whole node. What cannot be resolved yet (a job's number) is left out: Hydra cannot build it either."""
+    if depth > 40:
+        raise SettingsError("hydra: interpolations that lead into themselves")
+    if OmegaConf.is_dict(node):
+        return {str(name): _child(node, name, depth) for name in node}
+    if OmegaConf.is_list(node):
+        return [_child(node, index, depth) for index in range(len(node))]
+    return node
+
+
+def _child(node: Any, name: Any, depth: int) -> Any:
+    try:
+        return _as_resolved(node[name], depth + 1)
+    except OmegaConfBaseException:
+        return None
 
 
 def _is_class_of(path: Any, packages: tuple[str, ...], key: str, bases: tuple[type, ...] = (object,)) -> bool:
@@ -329,6 +349,6 @@ def _short(value: Any) -> str:
 
 
 def add_working_directory() -> None:
-    """Let `_target_` name packages that lie in the working directory, as `python -m` would."""
+    """Let `_target_` name packages that lie in the working directory; last, so that they shadow nothing."""
     if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))

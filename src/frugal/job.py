@@ -22,11 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from frugal import compose, manifest, settings
 from frugal import folder as folders
-from frugal.errors import FrugalError, RefusedError, RunError
+from frugal.absent import explain_absent
+from frugal.errors import FrugalError, RefusedError, RunError, SettingsError
 from frugal.folder import Run
-from frugal.identity import data_sha256, identify
+from frugal.identity import WEIGHTS_KEYS, data_sha256, identify
 from frugal.imports import without_scipy_signal
 from frugal.measure.ledger import Ledger
+from frugal.paths import find_weights, shown
 from frugal.record import Record
 
 log = logging.getLogger("frugal")
@@ -82,7 +84,15 @@ def run_job(job: Job) -> tuple[Record, Path]:
                 raise checked
             _prepare_data(job.cfg)
             execute = _import_execute(job)
-        identity = identify(job.cfg, job.choices, job.verb, job.sources, _data_sha256(job.cfg, checked))
+        data = ""
+        if checked is None:
+            try:
+                data = data_sha256(job.cfg)
+            except FrugalError as error:
+                if job.sweep is None:
+                    raise
+                checked = error
+        identity = identify(job.cfg, job.choices, job.verb, job.sources, data)
         found = folders.open_in_sweep(job.cfg, identity) if job.sweep else folders.open_single(job.cfg, identity)
         if isinstance(found, Record):
             folder = folders.folder_of(job.cfg, identity, found)
@@ -116,9 +126,19 @@ def _check(job: Job) -> FrugalError | None:
         settings.check_targets(job.cfg)
         settings.check_values(job.cfg)
         settings.check_rules(job.cfg, job.choices)
+        for key in WEIGHTS_KEYS:
+            _check_weights(key, OmegaConf.select(job.cfg, key))
     except FrugalError as error:
         return error
     return None
+
+
+def _check_weights(key: str, value: Any) -> None:
+    if value:
+        try:
+            find_weights(Path(str(value)))
+        except RunError as error:
+            raise SettingsError(str(error) if key == "source" else f"{key}: {error}") from None
 
 
 def _prepare_data(cfg: DictConfig) -> None:
@@ -126,10 +146,6 @@ def _prepare_data(cfg: DictConfig) -> None:
     node = OmegaConf.select(cfg, "data.source")
     if node is not None:
         settings.instantiate(node, "data.source").prepare()
-
-
-def _data_sha256(cfg: DictConfig, problem: FrugalError | None) -> str:
-    return "" if problem is not None else data_sha256(cfg)
 
 
 def _import_execute(job: Job) -> Callable[[DictConfig, Run, Ledger], None]:
@@ -146,6 +162,7 @@ def _import_execute(job: Job) -> Callable[[DictConfig, Run, Ledger], None]:
 def _begin(job: Job, run: Run) -> None:
     record = run.record
     record.status, record.error = "running", None
+    record.absent, record.energy.reason = {}, None  # those of an end before this one
     record.config = {**settings.plain(job.cfg), "choices": dict(job.choices)}
     info = record.run
     info.name, info.hash, info.source_sha256 = run.folder.name, run.identity.hash, run.identity.source_sha256
@@ -162,7 +179,7 @@ def _show_start(job: Job, run: Run) -> None:
     verb = "Continuing" if run.resumed else "Running"
     of = f" of {SweepFolder.jobs}" if SweepFolder.jobs else ""
     where = f" (job {job.number + 1}{of})" if job.sweep else ""
-    console.say(f"{verb} {run.identity.name}{where} in {folders.shown(run.folder)}")
+    console.say(f"{verb} {run.identity.name}{where} in {shown(run.folder)}")
 
 
 def _record_failure(job: Job, run: Run, error: BaseException) -> None:
@@ -177,9 +194,12 @@ def _record_failure(job: Job, run: Run, error: BaseException) -> None:
         run.record.status = "refused"
     elif isinstance(error, KeyboardInterrupt | SystemExit):
         run.record.status = "interrupted"
+        global interrupted
+        interrupted = run.folder
     else:
         run.record.status = "failed"
     run.record.error = one_line(error)
+    explain_absent(run.record, trains=job.verb != "evaluate")
     if not bad_input:
         log.debug("%s", "".join(traceback.format_exception(error)))
     try:
@@ -214,10 +234,12 @@ class SweepFolder(Callback):
     path: ClassVar[Path | None] = None
     jobs: ClassVar[int | None] = None  # of a grid; a search does not know beforehand
     made: ClassVar[list[Path]] = []  # what Hydra makes of it, deepest first
+    failed: ClassVar[bool] = False  # whether a job failed in this process, even one that could leave no record
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepFolder.path = Path(config.hydra.sweep.dir).resolve()
         SweepFolder.made = folders.missing(SweepFolder.path)
+        SweepFolder.failed = False
         SweepFolder.jobs = _count_jobs(_words(config.hydra.overrides.task))
 
     @classmethod
@@ -277,11 +299,12 @@ def hydra_job(cfg: DictConfig) -> float | None:
         problem = error
         _show_end(f"refused: {error}")
     except (KeyboardInterrupt, SystemExit) as error:
-        problem = KeyboardInterrupt("interrupted")
         if sweep is not None:
-            raise problem from error
+            raise KeyboardInterrupt("interrupted; the same command goes on where it stopped") from error
+        problem = KeyboardInterrupt(_how_to_go_on(job))
     except Exception as error:
         problem = error
+        SweepFolder.failed = True
         _show_end(f"failed: {one_line(error)}")
     else:
         quality = record.quality.get("val/loss")
@@ -289,9 +312,17 @@ def hydra_job(cfg: DictConfig) -> float | None:
     return None
 
 
+def _how_to_go_on(job: Job) -> str:
+    """The last line of an interrupted single run."""
+    if interrupted is None or not (interrupted / "checkpoints" / "last.ckpt").is_file():
+        return "interrupted before the first checkpoint: there is nothing to continue"
+    return "interrupted; to continue, give the same command and run.resume=true"
+
+
 # What broke the last job of this process. Hydra would print about an error that is raised to it, and BasicSweeper would
 # lose the batches after it; search sweepers take a None for a failed trial.
 problem: BaseException | None = None
+interrupted: Path | None = None  # the folder of the last job of this process that was interrupted
 finished: Path | None = None  # the folder of the last job of this process that ended well
 
 

@@ -16,15 +16,29 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-SECRET = re.compile(
-    r"(?i)\b(\w*(?:api[_-]?key|token|secret|passw(?:or)?d|credential|private[_-]?key)\w*)(\s*[=:]\s*)(['\"]?)[^\s'\"]{4,}"
+# A value that is given to what is named like a secret, in code, YAML, JSON, a shell or a command ...
+_NAMED = (
+    r"[\w.-]*(?:api[_-]?key|access[_-]?key|token(?![a-z])|secret|passw(?:or)?d|passphrase|credential|private[_-]?key)"
+)
+_ANNOTATED = r"(?:\s*:\s*[\w.\[\]| ]+?(?=\s*=))?"
+SECRETS = (
+    re.compile(
+        rf"(?i)({_NAMED}[\w.-]*['\"]?\]?{_ANNOTATED}\s*[=:]\s*)(\"[^\"\n]+\"|'[^'\n]+'|[^\s'\",;()\[\]{{}}]{{4,}})"
+    ),
+    re.compile(r"(?i)(\bbearer\s+)([\w.~+/=-]{8,})"),
+    re.compile(r"(://[^/\s:@'\"]*:)([^/\s@'\"]+)(?=@)"),  # a password in an address
+    # ... and what looks like the keys that well-known services give out
+    re.compile(r"()(\b(?:sk-|gh[oprsu]_|github_pat_|glpat-|hf_|xox[abprs]-|AKIA)[\w-]{8,})"),
+    re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)([\s\S]*?)(?=-----END|$)"),
 )
 SECRET_FILES = (":!*.env", ":!.env*", ":!*.pem", ":!*.key", ":!*netrc", ":!*id_rsa*", ":!*secret*", ":!*credential*")
 
 
 def redact(text: str) -> str:
     """Strike out what looks like a secret."""
-    return SECRET.sub(r"\1\2\3***", text)
+    for pattern in SECRETS:
+        text = pattern.sub(r"\1***", text)
+    return text
 
 
 def describe_origin() -> tuple[dict[str, Any], str | None]:

@@ -57,7 +57,8 @@ class Fingerprint:
 class Time:
     wall_s: float | None = None
     ledger_s: dict[str, float] = field(default_factory=dict)
-    to_target_s: float | None = None
+    to_target_s: float | None = None  # of the wall time
+    to_target_train_s: float | None = None  # without start-up, validation and checkpoints
 
 
 @dataclass

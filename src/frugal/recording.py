@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import frugal
-from frugal import console
+from frugal import artefact, console
 from frugal.manifest import processor_name
 from frugal.measure import (
     Ledger,
@@ -25,7 +26,7 @@ from frugal.measure import (
 from frugal.measure.flops import StepFlops
 from frugal.measure.latency import LEVELS, build_backends
 from frugal.measure.size import plain_weights
-from frugal.record import Compute, Fingerprint, Record
+from frugal.record import Fingerprint, Record
 
 if TYPE_CHECKING:
     from frugal.data.datamodule import ArrayDataModule
@@ -67,31 +68,28 @@ def record_fit(record: Record, fit: Fit) -> None:
     for meter in (fit.throughput, fit.memory, fit.energy):
         record.absent.update(meter.absent)
     if fit.target is not None:
-        record.time.to_target_s = fit.target.figures()["to_target_s"]
+        figures = fit.target.figures()
+        record.time.to_target_s, record.time.to_target_train_s = figures["to_target_s"], figures["train_s"]
         record.absent.update(fit.target.absent)
     else:
-        record.absent["time.to_target_s"] = "no target was set (run.target)"
+        reason = "no target was set (run.target)"
+        record.absent |= {"time.to_target_s": reason, "time.to_target_train_s": reason}
 
 
 def record_compute(record: Record, cfg: DictConfig, flops: StepFlops | None, fit: Fit) -> None:
     """Operations of the training and the share of the device's peak that they reached; after `record_fit`."""
-    accumulated = int(cfg.trainer.accumulate_grad_batches)
-    steps = int(fit.trainer.global_step)
-    if not cfg.measure.mfu and flops is not None:  # the peak of a CPU is measured, which takes time
-        per_step = flops.step * accumulated
-        record.compute = Compute(flops_per_step=per_step, flops_total=per_step * steps)
-        record.absent |= {f"compute.{name}": "measure.mfu=false" for name in ("mfu", "peak_flops", "peak_source")}
-        return
     batch = int(cfg.data.batch_size)
+    device = fit.trainer.strategy.root_device
     record.compute, absent = compute_figures(
         flops,
         batch,
         record.throughput,
-        fit.trainer.strategy.root_device,
-        compute_dtype(str(cfg.trainer.precision)),
-        steps=steps,
-        samples_per_step=batch * accumulated,
+        device,
+        compute_dtype(str(cfg.trainer.precision), device),
+        samples_trained=fit.throughput.samples_trained,
+        samples_per_step=batch * int(cfg.trainer.accumulate_grad_batches),
         devices=fit.trainer.world_size,
+        no_peak=None if cfg.measure.mfu else "measure.mfu=false",
     )
     record.absent.update(absent)
 
@@ -104,12 +102,13 @@ def measure_network(
     record.size = size_figures(network, file)
     record.sparsity = sparsity_figures(network)
     example = next(iter(data.calibration_batches(1)))[:1]
-    _measure_latency(record, cfg, network, example.to(device))
+    # A network that `trainer.precision=bf16-true` left in half takes its inputs in half.
+    _measure_latency(record, cfg, network, example.to(device, artefact.floating_dtype(network.parameters())))
 
 
-def compute_dtype(precision: str) -> torch.dtype:
-    """In which the matrix products run. On a CPU Lightning runs `16-mixed` as bf16 too, and so it is named."""
-    if precision.startswith("bf16"):
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """In which the matrix products run. On a CPU Lightning runs `16-mixed` as `bf16-mixed`."""
+    if precision.startswith("bf16") or (precision == "16-mixed" and device.type == "cpu"):
         return torch.bfloat16
     if precision.startswith("16"):
         return torch.float16
@@ -159,6 +158,19 @@ def record_time(record: Record, ledger: Ledger, fit: Fit | None = None) -> None:
         record.diagnosis = diagnose(
             record.time.ledger_s, record.throughput, {**flatten(cfg), "device": fit.trainer.strategy.root_device.type}
         )
+        trouble = not_finite(record.quality)
+        if trouble is not None:
+            record.diagnosis = f"{trouble} {record.diagnosis}"
+
+
+def not_finite(quality: dict[str, float]) -> str | None:
+    """A sentence on a training whose last loss is no number any more, or None."""
+    for name in ("train/loss", "val/loss"):
+        value = quality.get(name, 0.0)
+        if not math.isfinite(value):
+            what = "NaN" if math.isnan(value) else "infinite"
+            return f"The loss became {what} ({name}): try a smaller optim.lr or trainer.gradient_clip_val."
+    return None
 
 
 def flatten(node: dict[str, Any], key: str = "") -> dict[str, Any]:

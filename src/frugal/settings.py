@@ -72,6 +72,7 @@ class RunSettings:
     checkpoint_every_steps: int | None = None  # and, when given, every so many optimizer steps
     target: float | None = None  # time to accuracy: seconds until target_metric first reaches this
     target_metric: str = "val/accuracy"
+    target_mode: str = "max"
     tags: list[str] = field(default_factory=list)
 
 
@@ -152,6 +153,7 @@ class Evaluate:
 CHOICES = {
     "run.weights": ("last", "best"),
     "run.mode": ("min", "max"),
+    "run.target_mode": ("min", "max"),
     "measure.latency": ("none", "quick", "standard", "thorough"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     "trainer.precision": ("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"),
@@ -159,6 +161,9 @@ CHOICES = {
 # Least values: a zero or a negative number here would train nothing and say so only much later.
 MINIMA = {
     "seed": 0,
+    "run.checkpoint_every_steps": 1,
+    "trainer.max_epochs": 1,
+    "trainer.check_val_every_n_epoch": 1,
     "trainer.devices": 1,
     "trainer.accumulate_grad_batches": 1,
     "trainer.log_every_n_steps": 1,
@@ -177,6 +182,18 @@ NUMBERS = (
     "trainer.overfit_batches",
     "trainer.val_check_interval",
 )
+
+
+# Zero or less would train nothing, test nothing or go the wrong way, and be noticed only afterwards.
+POSITIVE = (
+    "optim.lr",
+    "trainer.gradient_clip_val",
+    "trainer.limit_train_batches",
+    "trainer.limit_test_batches",
+    "trainer.val_check_interval",
+    "run.checkpoint_every_s",
+)
+TECHNIQUES = ("selection", "distillation", "pruning", "quantization", "coding", "deploy")  # technique.STAGES
 
 
 def register_schema() -> None:
@@ -229,6 +246,15 @@ def check_values(cfg: DictConfig) -> None:
     experiment = str(OmegaConf.select(cfg, "run.experiment"))
     if not experiment or Path(experiment).is_absolute() or ".." in Path(experiment).parts:
         raise SettingsError(f"run.experiment={experiment}: needs the name of a folder below paths.log_dir")
+    for key in POSITIVE:
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, int | float) and not value > 0:
+            raise SettingsError(f"{key}={value}: needs to be above 0")
+    for stage in TECHNIQUES:
+        if isinstance(cfg.get(stage), str):  # `pruning=gradual` where the group has no options: taken for a value
+            raise SettingsError(
+                f"{stage}={cfg[stage]}: there is no such option; an option is a file configs/{stage}/NAME.yaml"
+            )
     devices = OmegaConf.select(cfg, "trainer.devices")
     if devices is not None and devices > 1:
         raise SettingsError(

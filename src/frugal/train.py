@@ -22,18 +22,21 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from frugal import artefact, settings
+from frugal.absent import explain_absent
 from frugal.artefact import Description
-from frugal.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
+from frugal.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, leaving_with_a_checkpoint
 from frugal.callbacks.exact import ExactRandomness
 from frugal.callbacks.progress import Progress, StepMetrics
 from frugal.data.datamodule import ArrayDataModule
 from frugal.debug import OperationProfiler
-from frugal.errors import SettingsError
+from frugal.errors import SettingsError, did_you_mean
 from frugal.folder import Run, StepCounter
 from frugal.loggers.base import RunLogger
 from frugal.measure import Energy, Ledger, Memory, Throughput, TimeLedger, TimeToTarget, count_flops
 from frugal.measure.flops import StepFlops
 from frugal.measure.heartbeat import Heartbeat
+from frugal.models.classifier import Classifier
+from frugal.paths import find_weights
 from frugal.recording import measure_network, record_compute, record_fit, record_quality, record_time, set_fingerprint
 from frugal.technique import STAGES, Technique
 
@@ -86,7 +89,9 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
             start_from(run, fit, module, steps)
             heartbeat.step = lambda: fit.trainer.global_step
             continue_from = run.last_checkpoint if run.resumed else None
-            fit.trainer.fit(module, datamodule=data, ckpt_path=continue_from, weights_only=True)
+            check_monitors(cfg, module, data, fit.trainer)
+            with leaving_with_a_checkpoint(fit.checkpoints), lightning_in_one_line():
+                fit.trainer.fit(module, datamodule=data, ckpt_path=continue_from, weights_only=True)
             ledger.base("other")
             record.run.steps_executed = steps.value
             if fit.trainer.interrupted:
@@ -111,6 +116,7 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
                 measure_network(record, cfg, network, data, run.artefact, fit.trainer.strategy.root_device)
         record_time(record, ledger, fit)
         record.status = "completed"
+        explain_absent(record)
         run.save()
         heartbeat.stop(remove=True)
         tell(loggers, record, run.artefact)
@@ -139,7 +145,7 @@ def build_network(cfg: DictConfig, data: ArrayDataModule) -> nn.Module:
     network = settings.instantiate(cfg.model.network, "model.network", **data.dims())
     source = cfg.model.get("init_from")
     if source:
-        path = artefact.find(Path(source).expanduser())
+        path = find_weights(Path(source))
         state, _ = artefact.read(path)
         artefact.load_state(network, state, path)
     return network
@@ -167,7 +173,12 @@ def build_techniques(cfg: DictConfig) -> dict[str, Technique]:
 
 def build_loggers(cfg: DictConfig, run: Run) -> list[Logger]:
     """The loggers that were chosen; each is told the run's name, its fixed id and the sweep that it belongs to."""
-    given = {"name": run.folder.name, "id": run.id, "group": run.sweep or str(cfg.run.experiment)}
+    given = {
+        "folder": str(run.folder),
+        "name": run.folder.name,
+        "id": run.id,
+        "group": run.sweep or str(cfg.run.experiment),
+    }
     loggers = []
     for key, node in (cfg.logger or {}).items():
         if not node:
@@ -178,7 +189,7 @@ def build_loggers(cfg: DictConfig, run: Run) -> list[Logger]:
         plain = {name: value for name, value in settings.plain(node).items() if name not in extra}
         if "tags" in takes:
             plain["tags"] = [*(plain.get("tags") or []), *cfg.run.tags]
-        logger = settings.instantiate(plain, f"logger.{key}", folder=str(run.folder), **extra)
+        logger = settings.instantiate(plain, f"logger.{key}", **extra)
         logger.log_hyperparams(run.record.config)
         loggers.append(logger)
     return loggers
@@ -208,6 +219,7 @@ class Fit:
     memory: Memory
     energy: Energy
     target: TimeToTarget | None
+    checkpoints: Checkpoints
 
 
 def build_fit(
@@ -226,19 +238,10 @@ def build_fit(
         throughput=Throughput(warmup),
         memory=Memory(warmup_steps=warmup),
         energy=Energy(warmup),
-        target=TimeToTarget(cfg.run.target_metric, cfg.run.target, cfg.run.mode)
+        target=TimeToTarget(cfg.run.target_metric, cfg.run.target, cfg.run.target_mode)
         if cfg.run.target is not None
         else None,
-    )
-    own: list[pl.Callback] = [fit.ledger, ExactRandomness(int(cfg.seed)), fit.throughput, fit.memory, fit.energy]
-    own += [fit.target] if fit.target is not None else []
-    users = [settings.instantiate(node, f"callbacks.{name}") for name, node in (cfg.callbacks or {}).items() if node]
-    if cfg.debug.profiler:
-        users.append(OperationProfiler(str(run.folder)))
-    last: list[pl.Callback] = [
-        StepMetrics(),
-        Progress(),
-        Checkpoints(
+        checkpoints=Checkpoints(
             str(run.checkpoints),
             monitor=cfg.run.monitor,
             mode=cfg.run.mode,
@@ -247,8 +250,14 @@ def build_fit(
             on_step=steps.add,
             extends=run.extends,
         ),
-    ]
-    try:
+    )
+    own: list[pl.Callback] = [fit.ledger, ExactRandomness(int(cfg.seed)), fit.throughput, fit.memory, fit.energy]
+    own += [fit.target] if fit.target is not None else []
+    users = [settings.instantiate(node, f"callbacks.{name}") for name, node in (cfg.callbacks or {}).items() if node]
+    if cfg.debug.profiler:
+        users.append(OperationProfiler(str(run.folder)))
+    last: list[pl.Callback] = [StepMetrics(), Progress(), fit.checkpoints]
+    with lightning_in_one_line():
         fit.trainer = pl.Trainer(
             **trainer_arguments(cfg),
             callbacks=[*own, *techniques.values(), *users, *last],
@@ -256,9 +265,16 @@ def build_fit(
             plugins=[AtomicCheckpointIO(description.to_dict())],
             default_root_dir=str(run.folder),
         )
-    except MisconfigurationException as error:  # an accelerator that is not there, say
-        raise SettingsError(f"trainer: {' '.join(str(error).split())}") from None
     return fit
+
+
+@contextlib.contextmanager
+def lightning_in_one_line() -> Iterator[None]:
+    """What Lightning refuses (an accelerator that is not there, a limit that leaves no batch), as bad input."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise SettingsError(f"trainer: {' '.join(str(error).split())}") from None
 
 
 def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
@@ -291,6 +307,24 @@ def start_from(run: Run, fit: Fit, module: pl.LightningModule, steps: StepCounte
     log.info("Continuing at step %d", step)
 
 
+def check_monitors(cfg: DictConfig, module: pl.LightningModule, data: ArrayDataModule, trainer: pl.Trainer) -> None:
+    """Refuse a monitored metric that this module never logs, before the training instead of after it."""
+    if not isinstance(module, Classifier):  # of another module nobody knows what it logs
+        return
+    known = module.logged_metrics()
+    if "val" not in data.splits:
+        known = [name for name in known if not name.startswith("val/")]
+    wanted = {f"callbacks.{type(c).__name__}.monitor": getattr(c, "monitor", None) for c in trainer.callbacks}  # type: ignore[attr-defined]
+    del wanted["callbacks.Checkpoints.monitor"]
+    if cfg.run.weights == "best":
+        wanted["run.monitor"] = cfg.run.monitor
+    if cfg.run.target is not None:
+        wanted["run.target_metric"] = cfg.run.target_metric
+    for key, name in wanted.items():
+        if isinstance(name, str) and name not in known:
+            raise SettingsError(f"{key}={name}: {did_you_mean(name, known)}")
+
+
 # ------------------------------------------------------------------------------------------------- after the training
 def load_weights(cfg: DictConfig, run: Run, module: pl.LightningModule) -> None:
     """`run.weights=best` takes the weights of the best validation; by default the last ones stay."""
@@ -315,15 +349,22 @@ def calibration(data: ArrayDataModule, samples: int = 512) -> list[Tensor]:
     return list(data.calibration_batches(samples))
 
 
+_TRUE = {torch.bfloat16: "bf16-true", torch.float16: "16-true", torch.float64: "64-true"}
+
+
 def test(cfg: DictConfig, module: pl.LightningModule, network: nn.Module, data: ArrayDataModule, record: Any) -> None:
     """Test the network as it was read back from disk, by the same LightningModule's `test_step`."""
     module.network = network
+    # A network that was written in another dtype than fp32 is tested in that, whatever the settings of an evaluation.
+    dtype = artefact.floating_dtype(network.parameters())
+    precision = {"precision": _TRUE[dtype]} if dtype in _TRUE else {}
     trainer = pl.Trainer(
-        **{**trainer_arguments(cfg), "devices": 1, "enable_checkpointing": False, "detect_anomaly": False},
+        **{**trainer_arguments(cfg), "devices": 1, "enable_checkpointing": False, "detect_anomaly": False, **precision},
         callbacks=[Progress()],
         logger=False,
     )
-    (figures,) = trainer.test(module, datamodule=data, verbose=False)
+    with lightning_in_one_line():
+        (figures,) = trainer.test(module, datamodule=data, verbose=False)
     record.quality.update({name: float(value) for name, value in figures.items()})
 
 
@@ -377,6 +418,7 @@ def quiet_lightning() -> Iterator[None]:
         "lightning.pytorch.accelerators.cuda",
         "lightning.pytorch.trainer.connectors.checkpoint_connector",
         "lightning.fabric.utilities.seed",
+        "torch.onnx",  # speaks of torchvision at each export
     )
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:

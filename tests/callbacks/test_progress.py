@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from frugal import console
 from frugal.callbacks import progress
 from frugal.callbacks.progress import Progress, StepMetrics
+from frugal.measure.meter import Lean
 from frugal.measure.throughput import Throughput
 from frugal.measure.time_ledger import TimeLedger
 
@@ -262,3 +263,4 @@ def test_hooks_of_a_batch_that_are_not_needed_cost_nothing(callback: type[pl.Cal
     steps = [n for n in hooks if n.startswith(("on_train_batch", "on_before", "on_after", "on_validation_batch_start"))]
     assert len(steps) >= 6
     assert [name for name in steps if callable(getattr(callback, name))] == ["on_train_batch_end"]
+    assert issubclass(callback, Lean), "which knows the hooks; no list of them is repeated"

@@ -65,6 +65,37 @@ def test_what_is_done_already_is_not_advised() -> None:
 def test_lost_work_and_measuring_are_named() -> None:
     assert "cut off" in diagnose({"lost": 50.0, "train_step": 20.0})
     assert "measure=none" in diagnose({"measure": 50.0, "train_step": 20.0})
+    measured = diagnose({"measure": 50.0, "train_step": 20.0}, hints={"measure.latency": "quick"})
+    assert "measure=none" in measured and "measure=quick" not in measured
+
+
+SECOND = {"run.checkpoint_every_s": 60.0, "trainer.check_val_every_n_epoch": 1}
+
+
+@pytest.mark.parametrize(
+    ("hints", "says", "not_says"),
+    [
+        ({"trainer.max_epochs": 1}, "try run.checkpoint_every_s=240", "check_val"),
+        ({"trainer.max_epochs": 1, "run.checkpoint_every_steps": 5}, "try run.checkpoint_every_steps=20", "_every_s="),
+        ({"trainer.max_epochs": 50, "run.checkpoint_every_steps": 5}, "run.checkpoint_every_steps=20", "check_val"),
+        # 50 validations beside two writings by the clock: the best one is what costs
+        ({"trainer.max_epochs": 50}, "perhaps try trainer.check_val_every_n_epoch=2", "checkpoint_every"),
+        ({"trainer.max_epochs": 50, "run.checkpoint_every_s": 0.1}, "try run.checkpoint_every_s=0.4", "check_val"),
+        ({"trainer.max_epochs": -1}, "try run.checkpoint_every_s=240", "check_val"),
+    ],
+)
+def test_the_advice_on_checkpoints_names_the_key_that_writes_them(
+    hints: dict[str, Any], says: str, not_says: str
+) -> None:
+    sentence = diagnose({"checkpoint": 4.0, "train_step": 6.0}, hints={**SECOND, **hints})
+    assert says in sentence and not_says not in sentence, sentence
+    assert sentence.count(". ") == 0 and sentence.endswith(".")
+
+
+def test_the_advice_on_lost_work_names_the_key_that_saves_it() -> None:
+    ledger = {"lost": 50.0, "train_step": 20.0}
+    assert "run.checkpoint_every_s=15" in diagnose(ledger, hints=SECOND)
+    assert "run.checkpoint_every_steps=10" in diagnose(ledger, hints={**SECOND, "run.checkpoint_every_steps": 40})
 
 
 def test_a_healthy_run_states_its_rate_and_nothing_is_no_crash() -> None:

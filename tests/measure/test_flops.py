@@ -134,14 +134,19 @@ def test_mfu_above_one_is_withheld_with_the_reason() -> None:
 def test_compute_figures() -> None:
     rate = record.Throughput(samples_per_s=1000.0)
     compute, absent = compute_figures(
-        StepFlops(100, 300), 10, rate, CPU, torch.float32, steps=50, samples_per_step=40, devices=2
+        StepFlops(100, 300), 10, rate, CPU, torch.float32, samples_trained=1990, samples_per_step=40, devices=2
     )
-    assert (compute.flops_per_step, compute.flops_total) == (1200, 60_000)
+    assert (compute.flops_per_step, compute.flops_total) == (1200, 59_700)
     assert compute.mfu == pytest.approx(30 * 1000 / (2 * compute.peak_flops))
     assert absent == {}
     mixed, absent = compute_figures(StepFlops(100, 300), 10, rate, CPU, torch.float32, mixed=True)
     assert mixed.mfu is None
     assert "mixes" in absent["compute.mfu"]
+    spared, absent = compute_figures(
+        StepFlops(100, 300), 10, rate, CPU, torch.float32, samples_trained=25, no_peak="because"
+    )
+    assert (spared.flops_per_step, spared.flops_total, spared.mfu, spared.peak_flops) == (300, 750, None, None)
+    assert absent == {f"compute.{name}": "because" for name in ("mfu", "peak_flops", "peak_source")}
     nothing, absent = compute_figures(None, 10, rate, CPU, torch.float32, flops_reason="because")
     assert nothing.flops_per_step is None
     assert absent["compute.flops_total"] == "because"

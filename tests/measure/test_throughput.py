@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -119,6 +121,67 @@ def test_it_goes_on_after_a_resume(fit: Callable[..., Any], tmp_path: Any) -> No
     assert second.figures().samples_per_s <= 1.05 * BATCH / 0.01
 
 
+# ------------------------------------------------------------------------------------------------------ samples trained
+def short(fit: Callable[..., Any]) -> Any:
+    """A module whose epochs end with a batch of 3: ten batches hold 75 samples."""
+    base = type(fit([], epochs=1, batches=1).module)
+
+    class Short(base):  # type: ignore[misc, valid-type]
+        def _loader(self, batches: int, place: str, workers: int) -> Any:
+            loader = super()._loader(batches, place, workers)
+            loader.dataset.x = loader.dataset.x[:-5]
+            return loader
+
+    return Short
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_samples_trained_are_those_that_were_in_batches(fit: Callable[..., Any], accumulate: int) -> None:
+    meter = Throughput(warmup_steps=3)
+    run = fit([meter], epochs=2, batches=10, module=short(fit), accumulate_grad_batches=accumulate)
+    assert meter.samples_trained == 2 * 75  # neither 2 * 80, nor steps times a full step's
+    assert run.trainer.global_step == 2 * (10 if accumulate == 1 else 3)
+    assert meter.state_dict()["samples_trained"] == 2 * 75
+
+
+class StopAt(pl.Callback):
+    """At a batch of an epoch: asks to stop, or breaks down."""
+
+    def __init__(self, epoch: int, batch: int, error: Exception | None = None) -> None:
+        self.at, self.error = (epoch, batch), error
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if (trainer.current_epoch, args[-1]) == self.at:
+            if self.error is not None:
+                raise self.error
+            trainer.should_stop = True
+
+
+def test_a_stop_in_mid_accumulation_trained_whole_steps_only(fit: Callable[..., Any]) -> None:
+    meter = Throughput()
+    run = fit([meter, StopAt(0, 5)], epochs=1, batches=10, accumulate_grad_batches=4)
+    assert run.trainer.global_step == 1
+    assert meter.samples_trained == 4 * BATCH
+
+
+def test_samples_trained_go_on_after_a_resume_and_lost_work_counts_once(fit: Callable[..., Any], tmp_path: Any) -> None:
+    module = short(fit)
+    with pytest.raises(ValueError, match="cut off"):
+        fit([Throughput(), StopAt(1, 3, ValueError("cut off"))], epochs=2, batches=10, checkpoint=True, module=module)
+    meter = Throughput()
+    fit([meter], epochs=2, batches=10, module=module, ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"))
+    assert meter.samples_trained == 2 * 75
+
+
+def test_samples_trained_are_those_of_all_ranks() -> None:
+    meter = Throughput()
+    meter.load_state_dict({"windows": [], "fine_ns": 1, "samples_trained": 100})
+    strategy = SimpleNamespace(root_device=torch.device("cpu"), reduce=lambda own, reduce_op: own + 7)
+    meter._trainer = SimpleNamespace(world_size=2, strategy=strategy)  # type: ignore[assignment]
+    meter._trained = 8
+    assert meter.state_dict()["samples_trained"] == 100 + 8 + 7
+
+
 def test_time_to_target(fit: Callable[..., Any]) -> None:
     ledger = Ledger(start_age_s=10.0)
     hit = TimeToTarget("val/loss", 1e9, mode="min")
@@ -130,6 +193,7 @@ def test_time_to_target(fit: Callable[..., Any]) -> None:
     assert hit.step == 10
     assert missed.figures()["to_target_s"] is None
     assert missed.absent["time.to_target_s"] == "val/loss never reached 1e+09"
+    assert missed.absent["time.to_target_train_s"] == "val/loss never reached 1e+09"
     with pytest.raises(SettingsError, match="use max or min"):
         TimeToTarget("val/loss", 1.0, mode="most")  # type: ignore[arg-type]
 

@@ -72,6 +72,29 @@ def test_fused_only_where_it_can_be() -> None:
     assert SGD([parameter()], fused=False).param_groups[0]["fused"] is False
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("ours", "options"), [(SGD, {}), (SGD, {"momentum": 0.9}), (Adam, {}), (AdamW, {"weight_decay": 0.0})]
+)
+def test_a_step_moves_every_weight_in_every_dtype(ours: Any, options: dict[str, Any], dtype: torch.dtype) -> None:
+    """32 and more weights: torch 2.13's fused SGD leaves whole vectors of halves as they are."""
+    p = nn.Parameter(torch.ones(100, dtype=dtype))
+    optimizer = ours([p], lr=0.1, **options)
+    assert optimizer.param_groups[0]["fused"] is (dtype in (torch.float32, torch.float64))
+    p.sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.full((100,), 0.9, dtype=dtype), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("ours", [SGD, Adam, AdamW])
+def test_fused_halves_on_a_cpu_are_refused(ours: Any) -> None:
+    half = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    with pytest.raises(SettingsError, match=r"optim\.fused=true .*bfloat16.*optim\.fused=null") as error:
+        ours([parameter(), half], fused=True)
+    assert "\n" not in str(error.value)
+    assert ours([parameter()], fused=True).param_groups[0]["fused"] is True
+
+
 @pytest.mark.parametrize("ours", [SGD, Adam, AdamW])
 def test_gradients_can_be_clipped_beside_a_scaler(ours: Any) -> None:
     """Lightning refuses to clip for an optimizer that unscales gradients by itself, as torch's fused ones do."""

@@ -58,6 +58,19 @@ def record(
     return made
 
 
+def evaluation(of: str, **given: Any) -> Record:
+    """What `frugal evaluate` leaves: the buckets of a training at zero, hardly a key in common with one."""
+    made = record(name=f"{of}-0123abcd", fingerprint={"effective_batch": None, **given.pop("fingerprint", {})}, **given)
+    made.config = {
+        "source": f"logs/default/{of}",
+        "seed": 0,
+        "trainer": {"threads": None},
+        "choices": {"data": None, "measure": "quick"},
+    }
+    made.time.ledger_s = {"startup": 5.0, "train_step": 0.0, "data_wait": 0.0, "callbacks": 0.001, "test": 1.0}
+    return made
+
+
 def write(folder: Path, *records: Record) -> Path:
     """Each record into a run's folder of its own below `folder`."""
     start = len(list(folder.glob("run*"))) if folder.exists() else 0

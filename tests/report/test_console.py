@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -201,3 +202,72 @@ def test_a_bar_goes_away_when_the_work_fails(terminal: Callable[..., Terminal]) 
     with pytest.raises(ZeroDivisionError), console.progress("x", total=1):
         raise ZeroDivisionError
     assert console._live is None
+
+
+@pytest.mark.parametrize(
+    ("room", "shown"),
+    [(80, "epoch 3/10  loss 0.21  9,000/s"), (29, "epoch 3/10  loss 0.21"), (20, "epoch 3/10"), (6, "epoch…")],
+)
+def test_a_description_is_shortened_by_whole_parts(room: int, shown: str) -> None:
+    assert console.fit("epoch 3/10  loss 0.21  9,000/s", room) == shown
+
+
+IN_A_TERMINAL = """
+import time
+from frugal import console
+
+try:
+    with console.progress("epoch 59/2000  loss 0.00243  val/accuracy 0.9861  134,415/s", 42_000, "steps") as bar:
+        for _ in range(200):
+            bar.advance(100)
+            time.sleep(0.1)
+except KeyboardInterrupt:
+    console.say("interrupted")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_bar_fits_80_columns_and_ctrl_c_takes_it_away() -> None:
+    import fcntl
+    import pty
+    import struct
+    import subprocess
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
+    environment |= {"TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),  # type: ignore[func-returns-value]
+    )
+    os.close(theirs)
+    output, pressed = b"", False
+    try:
+        while True:
+            try:
+                read = os.read(ours, 65536)
+            except OSError:  # how Linux says that the other end is closed
+                break
+            if not read:
+                break
+            output += read
+            if not pressed and output.count(b"steps") >= 3:
+                os.write(ours, b"\x03")
+                pressed = True
+    finally:
+        child.kill()
+        child.wait()
+        os.close(ours)
+    before, _, after = output.decode().partition("^C")
+    plain = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", before)]
+    bars = [line.rstrip() for line in plain if "steps" in line]
+    assert len(bars) >= 3 and max(map(len, bars)) <= 77, "there is room for ^C"
+    assert all("val/accuracy 0.9861" in line and "/42,000 steps" in line and "…" not in line for line in bars)
+    assert "\x1b[2K" in after and "\x1b[?25h" in after, "the bar is wiped, the cursor is back"
+    assert re.split(r"[\r\n]+", after.rstrip())[-1] == "interrupted"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from made_up import record
+from made_up import evaluation, record
 
 from frugal.record import Record
 from frugal.report.collect import Run
@@ -159,3 +160,57 @@ def test_unequal_seeds_and_changed_code_are_said() -> None:
     lines = cautions(grouped(a, b)[0])
     assert len(lines) == 2 and lines[0].startswith("Seed sets differ") and "2 versions of the code" in lines[1]
     assert cautions(grouped(record(lr=1.0), record(lr=2.0))[0]) == []
+
+
+def test_a_column_that_only_some_have_says_nothing() -> None:
+    old = record(lr=0.1, config={"choices": {"model": "a"}, "trainer": {"epochs": 1}})
+    new = record(
+        lr=0.2,
+        config={
+            "choices": {"model": "a", "coding": None, "deploy": "none"},
+            "callbacks": {},
+            "trainer": {"epochs": 1, "new": 3},
+        },
+    )
+    assert grouped(old, new)[1] == ["lr"]
+
+
+def test_an_option_that_is_none_elsewhere_is_under_study() -> None:
+    bare = record(config={"choices": {"pruning": None}, "pruning": None})
+    pruned = record(config={"choices": {"pruning": "magnitude"}, "pruning": {"amount": 0.5}})
+    assert grouped(bare, pruned)[1] == ["pruning"]
+    added = record(config={"trainer": {"extra": 3}}, command="frugal train +trainer.extra=3")
+    assert grouped(record(), added)[1] == ["extra"]
+
+
+def test_runs_that_no_column_tells_apart_have_their_names() -> None:
+    groups, columns, _ = grouped(record(name="first"), record(name="second", config={"trainer": {"new": 3}}))
+    assert (columns, [g.label for g in groups]) == (["run"], ["first", "second"])
+
+
+def test_evaluations_are_named_by_what_they_evaluated() -> None:
+    groups, columns, notes = grouped(
+        record(lr=0.1), record(lr=0.2), evaluation("one", accuracy=0.99, file=1), evaluation("two")
+    )
+    assert (columns, notes) == (["lr", "run"], [])
+    assert [g.label for g in groups] == ["lr=0.1", "lr=0.2", "one", "two"]
+    assert [g.set for g in groups] == ["A"] * 4, "that they have no effective batch does not split them off"
+    assert [g.pareto for g in groups] == [True, True, False, False], "they are no rivals of what they evaluated"
+    assert groups[2].estimate(TRAIN) is None
+
+
+def auto(threads: int, model: str, configured: int | None = None, **given: Any) -> Record:
+    return record(model=model, config={"trainer": {"threads": configured}}, fingerprint={"threads": threads}, **given)
+
+
+def test_threads_that_follow_from_the_model_are_under_study() -> None:
+    groups, columns, notes = grouped(auto(1, "simple_net"), auto(2, "lenet5"))
+    assert (columns, notes, {g.set for g in groups}) == (["model"], [], {"A"})
+    assert cautions(groups) == ["Threads were chosen by the step's size: 1 for simple_net, 2 for lenet5."]
+
+
+def test_threads_that_follow_from_nothing_split() -> None:
+    machines = grouped(auto(1, "simple_net"), auto(2, "simple_net"))[0]
+    assert {g.set for g in machines} == {"A", "B"}
+    set_by_hand = grouped(auto(1, "simple_net", configured=4), auto(2, "lenet5", configured=4))[0]
+    assert {g.set for g in set_by_hand} == {"A", "B"} and cautions(set_by_hand) == []

@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_up import record, write
+from made_up import evaluation, record, write
 
 from frugal.console import plain
 from frugal.errors import FrugalError
 from frugal.record import Latency
-from frugal.report import main, report
+from frugal.report import main, report, summary
 from frugal.report.figures import artefact_latency, train_seconds
 
 
@@ -277,9 +277,77 @@ def test_main_prints_and_returns_zero(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([str(tmp_path), "--no-plots", "--out", str(tmp_path / "to" / "here")]) == 0
     out = capsys.readouterr().out
     assert "1 run in 1 group: 1 completed" in out and "here/report.csv" in out and "pareto.png" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "report: name at least one folder: frugal report logs"),
+        (["logs", "--nope"], "--nope: unknown; did you mean --no-plots?"),
+        (["logs", "--metrics=loss"], "--metrics: unknown; did you mean --metric?"),
+        (["logs", "--out"], "report: --out: expected one argument; see frugal report --help"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(FrugalError) as caught:
+        main(words)
+    assert str(caught.value) == line
+    assert capsys.readouterr() == ("", "")
+
+
+def test_flags_may_stand_between_folders_and_help_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "a", record())
+    write(tmp_path / "b", record(lr=0.5))
+    assert main([str(tmp_path / "a"), "--no-plots", str(tmp_path / "b")]) == 0
+    assert "2 runs in 2 groups" in capsys.readouterr().out
     with pytest.raises(SystemExit) as caught:
-        main([])
-    assert caught.value.code == 2
+        main(["--help"])
+    assert caught.value.code == 0 and "--no-plots" in capsys.readouterr().out
+
+
+def test_evaluations_have_a_table_of_their_own(tmp_path: Path) -> None:
+    write(tmp_path, record(lr=0.1), record(lr=0.2), evaluation("simple_net-lr0.1-aaaa0000", accuracy=0.99))
+    made = report([tmp_path])
+    shown = plain(made.table)
+    assert [column.title for column in made.layout.columns][:2] == ["lr", "seeds"]
+    assert [column.title for column in made.evaluations.columns][:2] == ["run", "seeds"]
+    ((name, *cells),) = made.evaluations.cells
+    assert name == "simple_net-lr0.1-aaaa0000" and "0" not in cells
+    assert "train" not in [column.title for column in made.evaluations.columns]
+    assert shown.index("Evaluations") < shown.index("simple_net-lr0.1-aaaa0000")
+    assert "## Evaluations" in made.markdown
+    row = next(row for row in made.rows if "option.run" in row)
+    assert (row["train_s"], row["set"], row["pareto"]) == (None, "A", False)
+    assert "Not comparable" not in shown and "Best accuracy: lr=0." in shown
+
+
+def test_evaluations_alone_make_a_report(tmp_path: Path) -> None:
+    write(tmp_path, evaluation("one", file=100), evaluation("two", file=200))
+    made = report([tmp_path])
+    assert sorted(cells[0] for cells in made.evaluations.cells) == ["one", "two"]
+    assert [file.name for file in made.files] == ["report.csv", "pareto.png", "report.md"]
+    assert "of it training" not in plain(summary(evaluation("x"), tmp_path))
+
+
+def test_an_unfinished_run_is_its_name_status_error_and_folder(tmp_path: Path) -> None:
+    many = {"choices": {f"group{i}": "option" * 9 for i in range(30)}}
+    write(tmp_path, record(), record(status="failed", error="x" * 5000, name="broken", config=many))
+    (line,) = report([tmp_path], plots=False).unfinished
+    assert (
+        line.startswith("failed broken: xxx") and line.endswith(f"… [{tmp_path / 'run0001'}]") and "group" not in line
+    )
+    assert len(line) < 340 + len(str(tmp_path))
+
+
+def test_a_loss_that_was_not_finite_is_shown_and_said(tmp_path: Path) -> None:
+    broken = record(name="wild", accuracy=0.1)
+    broken.quality["test/loss"] = float("nan")
+    broken.absent["quality.test/loss"] = "it was not finite (nan)"
+    write(tmp_path, broken)
+    made = report([tmp_path], plots=False)
+    loss = [column.title for column in made.layout.columns].index("loss")
+    assert made.layout.cells[0][loss] == "–" and "loss not finite in wild." in made.notes
+    assert "test/loss – (not finite)" in plain(summary(broken, tmp_path))
 
 
 def test_needs_neither_torch_nor_a_plotting_library_to_be_imported(tmp_path: Path) -> None:

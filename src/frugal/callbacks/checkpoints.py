@@ -6,9 +6,12 @@ plain containers and tensors and load with `weights_only=True`.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from frugal import console
 from frugal.measure.meter import Lean
 from frugal.record import write_atomic
 
@@ -69,6 +73,7 @@ class Checkpoints(Lean, Checkpoint):
         self.on_step = on_step
         self.extends = extends
         self.best: float | None = None
+        self.leaving = False  # asked to stop: write `last` at the next step's end and leave
         self._stopped = False
         self._owed = False
         self._written_at = time.monotonic()
@@ -101,7 +106,7 @@ class Checkpoints(Lean, Checkpoint):
         if self.on_step is not None:
             self.on_step()
         if not self._owed:
-            self._owed = self._due(step)
+            self._owed = self.leaving or self._due(step)
         # A validation that follows this batch belongs to its checkpoint, and so does what hangs on it (early stopping,
         # `best`): where one follows, the checkpoint is owed to the next batch or to the epoch's end.
         followed = (
@@ -110,6 +115,7 @@ class Checkpoints(Lean, Checkpoint):
         )
         if self._owed and not followed:
             self._write(trainer)
+            self._leave()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or self.monitor not in trainer.callback_metrics:
@@ -120,8 +126,9 @@ class Checkpoints(Lean, Checkpoint):
             trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._owed or self._due(trainer.global_step):
+        if self._owed or self.leaving or self._due(trainer.global_step):
             self._write(trainer)
+            self._leave()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer)
@@ -129,6 +136,10 @@ class Checkpoints(Lean, Checkpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if "loops" in checkpoint:
             _correct_epoch_progress(trainer, checkpoint["loops"]["fit_loop"])
+
+    def _leave(self) -> None:
+        if self.leaving:
+            raise KeyboardInterrupt
 
     def _due(self, step: int) -> bool:
         by_step = self.every_steps is not None and step % self.every_steps == 0
@@ -139,6 +150,29 @@ class Checkpoints(Lean, Checkpoint):
         trainer.save_checkpoint(self.folder / "last.ckpt")
         self._written_at = time.monotonic()
         self._owed = False
+
+
+@contextlib.contextmanager
+def leaving_with_a_checkpoint(checkpoints: Checkpoints) -> Iterator[None]:
+    """While training, Ctrl-C or SIGTERM ends the run after the step under way, with a checkpoint; another at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(signum: int, frame: object) -> None:
+        if checkpoints.leaving:
+            raise KeyboardInterrupt
+        checkpoints.leaving = True
+        console.say("Stopping after this step, with a checkpoint; once more stops at once.")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if checkpoints.leaving:  # asked during the last epoch's end: training is over and saved, the rest is not done
+        raise KeyboardInterrupt
 
 
 def _correct_epoch_progress(trainer: Trainer, fit_loop: dict[str, Any]) -> None:

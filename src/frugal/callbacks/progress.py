@@ -1,8 +1,7 @@
 """What a run shows and logs while it trains: `Progress` for the eye, `StepMetrics` for the loggers.
 
-Lightning spends some 3 µs on each hook of each callback, even on empty ones, and passes over what is not callable: so
-the hooks of a batch that are not needed are None here, and those that are return at once nearly always. Both read the
-loss when they show it, not every step: reading it makes a GPU wait.
+Both are `Lean`: the hooks of a batch that they do not need cost nothing, and the one that they need returns at once
+nearly always. They read the loss when they show it, not every step: reading it makes a GPU wait.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import ProgressBar
 
 from frugal import console
+from frugal.measure.meter import Lean
 from frugal.measure.time_ledger import TimeLedger
 
 _REFRESH_S = 0.1  # between two looks at the loss and the step; the bar is drawn at the console's own pace
@@ -23,7 +23,7 @@ _LINE_EVERY_S = 5.0  # between two plain lines at the ends of epochs
 _LONG_EPOCH_S = 30.0  # without a line, after which one comes in the middle of an epoch
 
 
-class Progress(ProgressBar):
+class Progress(Lean, ProgressBar):
     """One bar over the whole fit where stdout is a terminal, plain lines elsewhere; a bar for test and validation too.
 
     Shows epoch, step, the last loss (`pl_module.last_loss` where the module keeps it), samples per second of a
@@ -32,14 +32,6 @@ class Progress(ProgressBar):
     Args:
         style: `auto` looks at stdout; `lines` is what a log wants even on a terminal; `none` shows nothing.
     """
-
-    on_train_batch_start: Any = None
-    on_before_zero_grad: Any = None
-    on_before_backward: Any = None
-    on_after_backward: Any = None
-    on_before_optimizer_step: Any = None
-    on_validation_batch_start: Any = None
-    on_test_batch_start: Any = None
 
     def __init__(self, style: Literal["auto", "bar", "lines", "none"] = "auto") -> None:
         super().__init__()
@@ -179,7 +171,7 @@ class Progress(ProgressBar):
         return "  ".join(parts)
 
 
-class StepMetrics(pl.Callback):
+class StepMetrics(Lean):
     """Loss, learning rate, throughput, ledger and memory, every `trainer.log_every_n_steps` optimizer steps.
 
     They go to `trainer.loggers` directly: `self.log` costs some 400 µs a step even where nothing is written.
@@ -187,16 +179,6 @@ class StepMetrics(pl.Callback):
     `train/loss_step`, `lr` (`lr/1` for a second group of parameters), `throughput/samples_per_s` of the last window,
     `ledger/<bucket>` as shares of the wall time so far, `memory/private_bytes` (Linux), `memory/gpu_allocated_bytes`.
     """
-
-    on_train_batch_start: Any = None
-    on_before_zero_grad: Any = None
-    on_before_backward: Any = None
-    on_after_backward: Any = None
-    on_before_optimizer_step: Any = None
-    on_validation_batch_start: Any = None
-    on_validation_batch_end: Any = None
-    on_test_batch_start: Any = None
-    on_test_batch_end: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # 0 means never, to Lightning; then no step is a multiple of the period.

@@ -39,13 +39,13 @@ def diagnose(
     over = {bucket: seconds[bucket] / fit for bucket, least in _NOTABLE.items() if seconds[bucket] / fit >= least}
     if over:
         worst = max(over, key=lambda bucket: over[bucket])
-        return f"{_percent(over[worst])} of the training time went to {_avoidable(worst, hints)}."
+        return f"{_percent(over[worst])} of the training time went to {_avoidable(worst, fit, hints)}."
     busy = (seconds["train_step"] + seconds["warmup"]) / fit
     rate = f" at {throughput.samples_per_s:,.0f} samples/s" if throughput and throughput.samples_per_s else ""
     return f"{_percent(busy)} of the training time went to the training step{rate}: {_step_advice(hints)}."
 
 
-def _avoidable(bucket: str, hints: Mapping[str, Any]) -> str:
+def _avoidable(bucket: str, fit_s: float, hints: Mapping[str, Any]) -> str:
     if bucket == "data_wait":
         workers = int(hints.get("data.workers") or 0)
         batch = hints.get("data.batch_size")
@@ -60,9 +60,7 @@ def _avoidable(bucket: str, hints: Mapping[str, Any]) -> str:
             "or a larger data.eval_batch_size"
         )
     if bucket == "checkpoint":
-        every_s = hints.get("run.checkpoint_every_s")
-        longer = f"run.checkpoint_every_s={float(every_s) * 4:g}" if every_s else "a larger run.checkpoint_every_s"
-        return f"writing checkpoints: try {longer}"
+        return f"writing checkpoints: {_rarer_checkpoints(fit_s, hints)}"
     if bucket == "callbacks":
         every = int(hints.get("trainer.log_every_n_steps") or 0)
         rarer = f"trainer.log_every_n_steps={max(50, every * 4)}"
@@ -72,15 +70,34 @@ def _avoidable(bucket: str, hints: Mapping[str, Any]) -> str:
     return "compilation: it pays in longer runs only; train for longer, or leave it out"
 
 
+def _rarer_checkpoints(fit_s: float, hints: Mapping[str, Any]) -> str:
+    """`last` comes by the clock or by steps, `best` after validations: the advice is for the one that comes oftener."""
+    every_steps, every_s = hints.get("run.checkpoint_every_steps"), hints.get("run.checkpoint_every_s")
+    if every_steps:
+        return f"try run.checkpoint_every_steps={int(every_steps) * 4}"
+    epochs = int(hints.get("trainer.max_epochs") or 0)
+    every_epochs = int(hints.get("trainer.check_val_every_n_epoch") or 1)
+    if every_s and epochs // every_epochs > 1 + fit_s / float(every_s):
+        return (
+            "the best so far is written after a validation; "
+            f"perhaps try trainer.check_val_every_n_epoch={max(2, every_epochs * 2)}"
+        )
+    return f"try run.checkpoint_every_s={float(every_s) * 4:g}" if every_s else "try a larger run.checkpoint_every_s"
+
+
 def _outside(bucket: str, hints: Mapping[str, Any]) -> str:
     if bucket == "startup":
         return "starting up (imports, data, building): it is paid once a process; sweep with -m, or train for longer"
     if bucket == "measure":
-        return "measuring latency: try measure=none or measure=quick"
+        quicker = "measure=none" if hints.get("measure.latency") == "quick" else "measure=none or measure=quick"
+        return f"measuring latency: try {quicker}"
     if bucket == "compress":
         return "compressing: its figures stand under techniques"
-    every_s = hints.get("run.checkpoint_every_s")
-    shorter = f"run.checkpoint_every_s={float(every_s) / 4:g}" if every_s else "a smaller run.checkpoint_every_s"
+    every_steps, every_s = hints.get("run.checkpoint_every_steps"), hints.get("run.checkpoint_every_s")
+    if every_steps and int(every_steps) > 1:
+        shorter = f"run.checkpoint_every_steps={max(1, int(every_steps) // 4)}"
+    else:
+        shorter = f"run.checkpoint_every_s={float(every_s) / 4:g}" if every_s else "a smaller run.checkpoint_every_s"
     return f"work that was lost when the run was cut off and had to be done again: try {shorter}"
 
 

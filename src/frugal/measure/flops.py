@@ -110,11 +110,12 @@ def compute_figures(
     throughput: record.Throughput,
     device: torch.device,
     dtype: torch.dtype,
-    steps: int = 0,
+    samples_trained: int = 0,
     samples_per_step: int | None = None,
     devices: int = 1,
     tf32: bool = False,
     mixed: bool = False,
+    no_peak: str | None = None,
     flops_reason: str = "the operations of this network could not be counted",
 ) -> tuple[record.Compute, dict[str, str]]:
     """The record's compute section and the reasons for what is absent.
@@ -122,20 +123,22 @@ def compute_figures(
     Args:
         flops: of the counted batch of `batch_samples` samples.
         samples_per_step: of one optimizer step: batch times accumulation times ranks; by default `batch_samples`.
-        steps: optimizer steps of the whole run.
+        samples_trained: of the whole run, as `Throughput.samples_trained`: an epoch's last batch may be a short one.
         devices: how many shared the work; the peak is that of one.
         dtype: in which the matrix products run.
         mixed: more than one such dtype in a step (fp8 beside bf16): MFU then has no meaning.
+        no_peak: the reason for leaving the peak and MFU out; a CPU's peak takes time to measure.
     """
-    compute, absent = record.Compute(), {}
+    compute = record.Compute()
+    absent: dict[str, str] = {}
     if flops is None:
-        return compute, {f"compute.{name}": flops_reason for name in ("flops_per_step", "flops_total", "mfu")}
+        return compute, {f"compute.{name}": flops_reason for name in vars(compute)}
     per_sample = flops.step / batch_samples
     compute.flops_per_step = round(per_sample * (samples_per_step or batch_samples))
-    compute.flops_total = compute.flops_per_step * steps
-    compute.peak_flops, source = peak_flops(device, dtype, tf32)
+    compute.flops_total = round(per_sample * samples_trained)
+    compute.peak_flops, source = peak_flops(device, dtype, tf32) if no_peak is None else (None, no_peak)
     if compute.peak_flops is None:
-        absent["compute.peak_flops"] = absent["compute.mfu"] = source
+        absent |= {f"compute.{name}": source for name in ("mfu", "peak_flops", "peak_source")}
         return compute, absent
     compute.peak_source = source
     if mixed:

@@ -43,12 +43,17 @@ class Throughput(Meter):
         self._fine_ns = int(window_s * 1e9 / 16)
         self._windows: list[tuple[int, int, int, int]] = []  # steps, samples, tokens, nanoseconds
         self._samples = self._tokens = 0  # of all batches since training began in this process
+        self._trained_earlier = 0  # samples of all ranks behind the weights that training began with
+        self._trained = self._untaken = 0  # of this rank: in optimizer steps, and in a step that is not yet taken
+        self._trained_all: int | None = None  # of all ranks in this process, once training has ended
         self._steps_seen = 0
         self._scale: float | None = 1.0  # samples of all ranks over samples of this one
         self._edge: tuple[int, int, int, int] | None = None  # step, samples, tokens, ns at the open window's start
         self._armed_at: int | None = None
+        self._trainer: pl.Trainer | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._trainer = trainer
         self._ledger = ledger_of(trainer)
         self._count_batch = getattr(pl_module, "count_batch", _first_dimension)
 
@@ -56,7 +61,9 @@ class Throughput(Meter):
         self._first_step = trainer.global_step
         self._warm_at = self._first_step + warmup_of(trainer, self.warmup_steps)
         self._edge = None
-        self._samples = self._tokens = 0
+        self._samples = self._tokens = self._untaken = 0
+        self._trained_all = None
+        self._trained_step = self._first_step
         # Armed: the next batch that ends an optimizer step is a window's edge. Only an armed meter asks for the step.
         self._armed_at = self._first_step
         self._next_ns = 0
@@ -71,6 +78,10 @@ class Throughput(Meter):
         self._samples += samples
         if tokens is not None:
             self._tokens += tokens
+        if self._stepped_with_every_batch(trainer):
+            self._trained += samples
+        else:
+            self._count_accumulated(trainer, samples)
         if self._armed_at is None:
             if self.window_steps is None and time.perf_counter_ns() < self._next_ns:
                 return
@@ -92,6 +103,7 @@ class Throughput(Meter):
         if self._edge is not None and trainer.global_step > self._edge[0]:
             self._close(trainer)
         self._edge = None
+        self._trained_all = self._over_ranks(self._trained)
         if trainer.world_size > 1:
             own = sum(window[1] for window in self._windows)
             total = trainer.strategy.reduce(torch.tensor(own, device=pl_module.device), reduce_op="sum")
@@ -142,13 +154,40 @@ class Throughput(Meter):
         """Seconds of the counted optimizer steps."""
         return sum(window[3] for window in self._windows) * 1e-9
 
+    @property
+    def samples_trained(self) -> int:
+        """Samples of all ranks behind the weights as they are: warm-up and the parts before a resume included, work
+        that a kill took away left out. Before the end of training, this process's part is that of its own rank."""
+        return self._trained_earlier + (self._trained if self._trained_all is None else self._trained_all)
+
     def state_dict(self) -> dict[str, Any]:
         # The open window is left out: it is counted from the next edge after a resume.
-        return {"windows": [list(window) for window in self._windows], "fine_ns": self._fine_ns}
+        return {
+            "windows": [list(window) for window in self._windows],
+            "fine_ns": self._fine_ns,
+            "samples_trained": self._trained_earlier + self._over_ranks(self._trained),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._windows = [(row[0], row[1], row[2], row[3]) for row in state_dict["windows"]]
         self._fine_ns = state_dict["fine_ns"]
+        self._trained_earlier, self._trained, self._trained_all = state_dict["samples_trained"], 0, None
+
+    def _count_accumulated(self, trainer: pl.Trainer, samples: int) -> None:
+        """Samples whose gradients no optimizer step took, at a stop in mid-accumulation, trained nothing."""
+        self._untaken += samples
+        if trainer.global_step != self._trained_step:
+            self._trained_step = trainer.global_step
+            self._trained += self._untaken
+            self._untaken = 0
+
+    def _over_ranks(self, own: int) -> int:
+        """The sum over ranks; every rank must call it, as every rank saves a checkpoint."""
+        trainer = self._trainer
+        if trainer is None or trainer.world_size == 1:
+            return own
+        tensor = torch.tensor(own, dtype=torch.int64, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(tensor, reduce_op="sum"))
 
     def _stepped_with_every_batch(self, trainer: pl.Trainer) -> bool:
         return trainer.accumulate_grad_batches == 1
@@ -233,7 +272,8 @@ class TimeToTarget(Meter):
         """`to_target_s` is the wall time; `train_s` leaves start-up, validation and checkpoints out."""
         self.absent = {}
         if self.wall_s is None:
-            self.absent["time.to_target_s"] = f"{self.metric} never reached {self.target:g}"
+            reason = f"{self.metric} never reached {self.target:g}"
+            self.absent = {"time.to_target_s": reason, "time.to_target_train_s": reason}
         return {"to_target_s": self.wall_s, "train_s": self.train_s}
 
     def state_dict(self) -> dict[str, Any]:

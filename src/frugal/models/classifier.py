@@ -71,6 +71,12 @@ class Classifier(LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
 
+    def logged_metrics(self) -> list[str]:
+        """Names of all that is ever logged, so that a wrong name to monitor is refused before the training."""
+        return [f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "accuracy")] + [
+            f"{stage}/{name}" for stage in ("val", "test") for name in self.metrics
+        ]
+
     def count_batch(self, batch: Batch) -> tuple[int, int | None]:
         """Valid samples and tokens in a batch; a classifier of images has no tokens."""
         return len(batch[1]), None

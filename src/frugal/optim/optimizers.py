@@ -18,11 +18,30 @@ FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def can_fuse(parameters: Iterable[nn.Parameter]) -> bool:
-    """Fused kernels take dense floating-point parameters; tensor subclasses (sharded ones) lack some of them."""
+    """Fused kernels take dense floating-point parameters, on a CPU no halves; tensor subclasses (sharded ones) lack
+    some of them."""
     return all(
-        p.is_floating_point() and p.device.type in FUSED_DEVICES and type(p.data) is torch.Tensor and not p.is_sparse
+        p.is_floating_point()
+        and p.device.type in FUSED_DEVICES
+        and type(p.data) is torch.Tensor
+        and not p.is_sparse
+        and not _half_on_cpu(p)
         for p in parameters
     )
+
+
+def _half_on_cpu(p: nn.Parameter) -> bool:
+    """torch 2.13's fused SGD leaves most of such parameters' elements as they are, without a word."""
+    return p.device.type == "cpu" and p.dtype not in (torch.float32, torch.float64)
+
+
+def _fuse(parameters: list[nn.Parameter], fused: bool | None) -> bool:
+    """Whether to fuse, by `can_fuse` unless the user says. Raises SettingsError where that would not train."""
+    half = next((p for p in parameters if _half_on_cpu(p)), None)
+    if fused and half is not None:
+        dtype = str(half.dtype).removeprefix("torch.")
+        raise SettingsError(f"optim.fused=true does not train {dtype} parameters on a CPU; set optim.fused=null")
+    return can_fuse(parameters) if fused is None else fused
 
 
 class _PlainZeroGrad(Optimizer):
@@ -53,7 +72,7 @@ class SGD(_PlainZeroGrad, torch.optim.SGD):
         if nesterov and (momentum <= 0 or dampening != 0):
             raise SettingsError("optim.nesterov=true needs optim.momentum above 0 and optim.dampening=0")
         params = list(params)
-        fused = can_fuse(params) if fused is None else fused
+        fused = _fuse(params, fused)
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, fused=fused)
         self._step_supports_amp_scaling = False  # as in Adam
 
@@ -72,7 +91,7 @@ class Adam(_PlainZeroGrad, torch.optim.Adam):
         fused: bool | None = None,
     ) -> None:
         params = list(params)
-        fused = can_fuse(params) if fused is None else fused
+        fused = _fuse(params, fused)
         super().__init__(params, lr, _pair(betas), eps, weight_decay, amsgrad, fused=fused)
         # Else Lightning refuses gradient clipping beside fp16: it takes the gradient scaler's own unscaling instead.
         self._step_supports_amp_scaling = False
@@ -92,7 +111,7 @@ class AdamW(_PlainZeroGrad, torch.optim.AdamW):
         fused: bool | None = None,
     ) -> None:
         params = list(params)
-        fused = can_fuse(params) if fused is None else fused
+        fused = _fuse(params, fused)
         super().__init__(params, lr, _pair(betas), eps, weight_decay, amsgrad, fused=fused)
         self._step_supports_amp_scaling = False  # as in Adam
 

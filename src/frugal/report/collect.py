@@ -30,6 +30,16 @@ class Run:
         return one_line(self.record.run.name or self.folder.name or "run")
 
     @property
+    def is_evaluation(self) -> bool:
+        return is_evaluation(self.record)
+
+    @property
+    def short_name(self) -> str:
+        """The name without the run's own hash at its end. For an evaluation: what was evaluated."""
+        own = self.record.run.hash
+        return (self.name.removesuffix(f"-{own}") if own else self.name) or self.name
+
+    @property
     def seed(self) -> Any:
         seed = self.record.run.seed
         return self.record.config.get("seed") if seed is None else seed
@@ -84,6 +94,12 @@ def checked(record: Record, file: Path) -> Record:
     if not isinstance(record.time.ledger_s, dict):
         raise RunError(f"{file}: not a record (time.ledger_s is no mapping)")
     return record
+
+
+def is_evaluation(record: Record) -> bool:
+    """Whether `frugal evaluate` made it: its config names a source and its model is not chosen but read from there."""
+    choices = record.config.get("choices")
+    return "source" in record.config and "model" not in (choices if isinstance(choices, dict) else {})
 
 
 def number(value: object) -> float | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from frugal.record import Fingerprint
+from frugal.report.collect import number
 from frugal.report.figures import ACCURACY, COSTS, LOSS, Figure
 from frugal.report.group import Group, differing_keys
 from frugal.report.pareto import pareto
@@ -24,13 +25,18 @@ STUDIED_BY = {
 FIELDS = tuple(field.name for field in dataclasses.fields(Fingerprint))
 
 
+CHOSEN = "chosen by the step's size"  # stands for a number of threads that Frugal chose: it follows from the model
+
+
 def split_sets(groups: Sequence[Group]) -> list[str]:
     """Give each group that completed its set (`A`, `B`, ... by number of runs); returns a line on the difference."""
     done = [group for group in groups if group.completed]
-    fixed = [name for name in FIELDS if not _under_study(name, done)]
+    follow = _threads_follow(done)
+    fixed = [name for name in FIELDS if not _under_study(name, done, follow)]
     sets: dict[tuple[Any, ...], list[Group]] = defaultdict(list)
-    for group in done:
-        sets[tuple(_field(group, name) for name in fixed)].append(group)
+    for group in sorted(done, key=lambda g: _field(g, "effective_batch") is None):  # those without a batch join others
+        key = tuple(_compared(group, name, follow) for name in fixed)
+        sets[next((known for known in sets if _fits(key, known, fixed)), key)].append(group)
     order = sorted(sets, key=lambda key: -sum(len(group.completed) for group in sets[key]))
     for index, key in enumerate(order):
         for group in sets[key]:
@@ -43,15 +49,46 @@ def split_sets(groups: Sequence[Group]) -> list[str]:
     return [f"Not comparable, since their fingerprints differ in {fields}: {'; '.join(lines)}."]
 
 
+def _fits(key: tuple[Any, ...], known: tuple[Any, ...], names: Sequence[str]) -> bool:
+    """Whether a group belongs into a set. An evaluation has no effective batch: it fits into a set with any."""
+    return all(
+        mine == theirs or (name == "effective_batch" and mine is None)
+        for mine, theirs, name in zip(key, known, names, strict=True)
+    )
+
+
+def _chose_threads(group: Group) -> bool:
+    return group.leaves.get("trainer.threads") == "null"
+
+
+def _threads_follow(groups: Sequence[Group]) -> bool:
+    """Whether the numbers that Frugal chose (`trainer.threads: null`) follow from the configuration.
+
+    Where one configuration ran with two numbers, the machine made the difference.
+    """
+    numbers: dict[frozenset[tuple[str, str]], Any] = {}
+    return all(
+        numbers.setdefault(frozenset(group.leaves.items()), _field(group, "threads")) == _field(group, "threads")
+        for group in groups
+        if _chose_threads(group)
+    )
+
+
+def _compared(group: Group, name: str, threads_follow: bool) -> Any:
+    return CHOSEN if name == "threads" and threads_follow and _chose_threads(group) else _field(group, name)
+
+
 def _field(group: Group, name: str) -> Any:
     return getattr(group.completed[0].record.fingerprint, name)
 
 
-def _under_study(name: str, groups: Sequence[Group]) -> bool:
+def _under_study(name: str, groups: Sequence[Group], threads_follow: bool) -> bool:
     keys = [key for key in differing_keys(groups) if key.rpartition(".")[2] in STUDIED_BY.get(name, ())]
     implied: dict[tuple[Any, ...], Any] = {}
     for group in groups:
-        value = _field(group, name)
+        value = _compared(group, name, threads_follow)
+        if name == "effective_batch" and value is None:
+            continue
         if implied.setdefault(tuple(group.leaves.get(key) for key in keys), value) != value:
             return False
     return bool(keys)
@@ -75,6 +112,14 @@ def members(groups: Sequence[Group]) -> dict[str, list[Group]]:
     return dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
 
 
+def candidates(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """Set -> the groups to judge: its trainings, or its evaluations where it has no training.
+
+    An evaluation shows again what a training made; beside it, it would be a rival without a train time.
+    """
+    return {name: [g for g in alike if not g.is_evaluation] or alike for name, alike in members(groups).items()}
+
+
 def metric_of(groups: Sequence[Group], wanted: Figure | None = None) -> Figure | None:
     """What a set is judged by: the quality asked for, else test accuracy, else test loss; None where it has none."""
     for figure in [wanted] if wanted else [ACCURACY, LOSS]:
@@ -85,7 +130,7 @@ def metric_of(groups: Sequence[Group], wanted: Figure | None = None) -> Figure |
 
 def mark_pareto(groups: Sequence[Group], wanted: Figure | None = None) -> None:
     """Inside each set, fill `pareto` (quality against time, size and latency at once) and `fronts` (against one)."""
-    for alike in members(groups).values():
+    for alike in candidates(groups).values():
         metric = metric_of(alike, wanted)
         if metric is None:
             continue
@@ -103,7 +148,7 @@ def mark_pareto(groups: Sequence[Group], wanted: Figure | None = None) -> None:
 def verdicts(groups: Sequence[Group], wanted: Figure | None = None) -> list[str]:
     """For each set a line: the best group, and which others, paired by seed, are within noise of it."""
     lines = []
-    for name, alike in members(groups).items():
+    for name, alike in candidates(groups).items():
         metric = metric_of(alike, wanted)
         judged = [group for group in alike if metric and group.estimate(metric)]
         if metric is None or len(judged) < 2:
@@ -133,14 +178,45 @@ def verdicts(groups: Sequence[Group], wanted: Figure | None = None) -> list[str]
 
 
 def cautions(groups: Sequence[Group]) -> list[str]:
-    """What else a reader of the comparison must know: unequal seed sets, code that changed in between."""
+    """What else a reader of the comparison must know: unequal seeds or threads, code that changed, a lost loss."""
     lines = []
     for name, alike in members(groups).items():
         where = f" in set {name}" if len(members(groups)) > 1 else ""
-        seeds = {tuple(map(str, group.seeds)) for group in alike}
+        judged = candidates(groups)[name]
+        seeds = {tuple(map(str, group.seeds)) for group in judged}
         if len(seeds) > 1:
             lines.append(f"Seed sets differ between groups{where}: means are not over the same seeds.")
+        lines += _on_threads(judged, where)
         sources = {run.record.run.source_sha256 for group in alike for run in group.completed} - {""}
         if len(sources) > 1:
             lines.append(f"Source files changed between runs{where}: {len(sources)} versions of the code are compared.")
-    return lines
+    return lines + _not_finite(groups)
+
+
+def _on_threads(groups: Sequence[Group], where: str) -> list[str]:
+    by_number: dict[Any, list[str]] = defaultdict(list)
+    for group in groups:
+        if _chose_threads(group):
+            by_number[_field(group, "threads")].append(group.label)
+    if len(by_number) < 2:
+        return []
+    shown = ", ".join(
+        f"{n} for {_some(names)}" for n, names in sorted(by_number.items(), key=lambda item: str(item[0]))
+    )
+    return [f"Threads{where} were chosen by the step's size: {shown}."]
+
+
+def _not_finite(groups: Sequence[Group]) -> list[str]:
+    """A line for each quality that was NaN or infinite in some run, which the record has as null with a reason."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for group in groups:
+        for run in group.completed:
+            for key in run.record.absent:
+                metric = key.removeprefix("quality.")
+                if metric != key and number(run.record.quality.get(metric)) is None:
+                    found[one_line(metric).removeprefix("test/")].append(run.name)
+    return [f"{metric} not finite in {_some(names)}." for metric, names in found.items()]
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return "; ".join(names[:most]) + (f"; and {len(names) - most} more" if len(names) > most else "")

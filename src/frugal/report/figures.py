@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from frugal.record import Latency, Record
-from frugal.report.collect import number
+from frugal.report.collect import is_evaluation, number
 from frugal.report.units import significant
 
 # What making the artefact took: without start-up, validation, checkpoints, tests, measuring, and work lost to a kill.
@@ -51,7 +51,9 @@ def four_digits(value: float) -> str:
 
 
 def train_seconds(record: Record) -> float | None:
-    """Seconds of training: the ledger without what is around it (`NOT_TRAINING`)."""
+    """Seconds of training: the ledger without what is around it (`NOT_TRAINING`). None where nothing was trained."""
+    if is_evaluation(record):  # its ledger has the buckets of a training too, at zero
+        return None
     buckets = [number(s) or 0.0 for name, s in record.time.ledger_s.items() if name not in NOT_TRAINING]
     return sum(buckets) if buckets else None
 

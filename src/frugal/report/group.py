@@ -19,6 +19,7 @@ IGNORED_ROOTS = frozenset({"paths", "logger", "run", "choices", "experiment", "l
 KEPT_RUN_KEYS = frozenset({"weights", "monitor", "mode", "target", "target_metric"})
 IGNORED_GROUPS = frozenset({"logger", "launch", "paths"})
 MISSING = "–"
+EMPTY = frozenset({None, "null", '"none"', "{}", "[]"})  # no key, and the JSON of what says nothing
 
 Leaves = dict[str, str]  # dotted key -> value as JSON
 
@@ -37,6 +38,10 @@ class Group:
     @property
     def completed(self) -> list[Run]:
         return [run for run in self.runs if run.record.status == "completed"]
+
+    @property
+    def is_evaluation(self) -> bool:
+        return self.runs[0].is_evaluation
 
     @property
     def statuses(self) -> dict[str, int]:
@@ -180,12 +185,23 @@ def name_groups(groups: Sequence[Group]) -> list[str]:
     """Fill each group's `options` with what tells them apart; returns the columns: options chosen, then single keys.
 
     A key that only follows from the options chosen (`model.hidden` from `model=lenet5`) is left out, unless a command
-    named it.
+    named it; so is one that only some have, with nothing to say in the others (`_only_absent`). Evaluations are named
+    apart (`run`: what was evaluated), since they have hardly a key in common with trainings.
     """
-    everyone, groups = groups, [group for group in groups if group.leaves]
-    differing = differing_keys(groups)
+    for group in groups:
+        group.options = {}
+    trained = _name([group for group in groups if group.leaves and not group.is_evaluation])
+    evaluated = _name([group for group in groups if group.leaves and group.is_evaluation])
+    return list(dict.fromkeys([*trained, *evaluated]))
+
+
+def _name(groups: Sequence[Group]) -> list[str]:
+    """Fill the options of groups of one kind."""
+    differing = [key for key in differing_keys(groups) if key != "source"]
     chosen = [key for key in differing if key.startswith("choices.")]
     named = _named_in_commands(groups)
+    differing = [key for key in differing if not _only_absent(key, key in chosen or key in named, groups)]
+    chosen = [key for key in chosen if key in differing]
     kept: list[str] = []
     seen: set[tuple[Any, ...]] = set()
     for key in [*chosen, *(k for k in differing if not k.startswith("choices."))]:
@@ -198,13 +214,36 @@ def name_groups(groups: Sequence[Group]) -> list[str]:
             seen.add(alike)
             kept.append(key)
     titles = _short([key.removeprefix("choices.") for key in kept])
-    for group in everyone:  # one that was refused before it was composed keeps its run's name
-        group.options = (
-            {}
-            if not group.leaves
-            else {title: show_value(group.leaves.get(key)) for title, key in zip(titles, kept, strict=True)}
-        )
+    for group in groups:
+        group.options = {title: show_value(group.leaves.get(key)) for title, key in zip(titles, kept, strict=True)}
+    done = [group for group in groups if group.completed]
+    configurations = {frozenset(group.leaves.items()) for group in done}
+    clash = len({tuple(group.options.values()) for group in done}) < len(configurations)
+    if clash or (groups and groups[0].is_evaluation):
+        _prepend_names(groups)
+        titles = ["run", *(title for title in titles if title != "run")]
     return titles
+
+
+def _prepend_names(groups: Sequence[Group]) -> None:
+    """A `run` column of short names, of whole ones where the short clash."""
+    short = [group.runs[0].short_name for group in groups]
+    for group, name in zip(groups, short, strict=True):
+        shown = name if short.count(name) == 1 else group.runs[0].name
+        group.options = {"run": shown, **{title: v for title, v in group.options.items() if title != "run"}}
+
+
+def _only_absent(key: str, asked: bool, groups: Sequence[Group]) -> bool:
+    """Whether groups differ in `key` only by having it or not: older records lack what newer ones have.
+
+    No key and an empty value (null, none, {}) are the same. An option that was chosen, or a value that a command named,
+    counts against lacking it; any other value that all who have the key share does not.
+    """
+    values = {group.leaves.get(key) for group in groups}
+    telling = values - EMPTY
+    if not telling:
+        return True
+    return None in values and len(values) == 2 and not asked
 
 
 def differing_keys(groups: Sequence[Group]) -> list[str]:

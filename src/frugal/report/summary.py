@@ -127,9 +127,15 @@ def _figures(record: Record) -> list[tuple[str, str]]:
 
 def _quality(record: Record) -> str:
     """Test figures first; then what else there is."""
-    known = {name: value for name, raw in record.quality.items() if (value := number(raw)) is not None}
+    known = {name: number(raw) for name, raw in record.quality.items()}
     order = sorted(known, key=lambda name: (not name.startswith("test/"), not name.endswith("accuracy"), name))
-    return ", ".join(f"{one_line(n)} {percent(known[n]) if is_share(n) else significant(known[n], 4)}" for n in order)
+    return ", ".join(f"{one_line(name)} {_quality_value(name, known[name])}" for name in order)
+
+
+def _quality_value(name: str, value: float | None) -> str:
+    if value is None:
+        return f"{ABSENT} (not finite)"
+    return percent(value) if is_share(name) else significant(value, 4)
 
 
 def _latency(record: Record) -> RenderableType:

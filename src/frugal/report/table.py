@@ -45,14 +45,21 @@ def shown_figures(groups: Sequence[Group], metric: Figure | None) -> list[Figure
     """The metric first, then what tables show and at least one group has."""
     figures = [metric] if metric and metric.key not in {f.key for f in FIGURES} else []
     figures += [f for f in FIGURES if f.rank]
-    return [f for f in figures if any(group.estimate(f) for group in groups)]
+    return [f for f in figures if any(group.estimate(f) or _lost(group, f) for group in groups)]
 
 
-def lay_out(groups: Sequence[Group], options: Sequence[str], metric: Figure | None = None) -> Layout:
-    """Cells of all groups that completed, in the order given."""
+def _lost(group: Group, figure: Figure) -> bool:
+    """Whether a run has this quality without a value: it was not finite. Its column stays, showing nothing."""
+    return any(figure.key in run.record.quality for run in group.completed)
+
+
+def lay_out(
+    groups: Sequence[Group], options: Sequence[str], metric: Figure | None = None, several: bool | None = None
+) -> Layout:
+    """Cells of all groups that completed, in the order given; `several`: whether to name each one's set."""
     done = [group for group in groups if group.completed]
     figures = shown_figures(done, metric)
-    several = len({group.set for group in done}) > 1
+    several = len({group.set for group in done}) > 1 if several is None else several
     # a column that no completed group tells apart says nothing here
     options = [name for name in options if len({group.options.get(name) for group in done}) > 1]
     columns = [Column("set", right=False)] if several else []
@@ -60,13 +67,15 @@ def lay_out(groups: Sequence[Group], options: Sequence[str], metric: Figure | No
     columns += [
         Column("seeds"),
         *(Column(f.title, f.unit, f.rank) for f in figures),
-        Column("Pareto", right=False, rank=95),
     ]
+    judged = any(not group.is_evaluation or group.pareto for group in done)
+    columns += [Column("Pareto", right=False, rank=95)] if judged else []
     layout = Layout(columns)
     for group in done:
         row = [group.set] if several else []
         row += [group.options.get(name, ABSENT) for name in options] or [group.label]
-        row += [seeds(group), *(cell(f, group.estimate(f)) for f in figures), pareto_cell(group)]
+        row += [seeds(group), *(cell(f, group.estimate(f)) for f in figures)]
+        row += [pareto_cell(group)] if judged else []
         layout.cells.append(row)
         layout.marked.append(group.pareto)
         layout.sets.append(group.set)

@@ -79,13 +79,19 @@ def escape(text: object) -> str:
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)  # between letters it is no emphasis
 
 
-def to_markdown(title: str, layout: Layout, notes: Sequence[str], unfinished: Sequence[str], plot: str | None) -> str:
+def to_markdown(
+    title: str,
+    layout: Layout,
+    evaluations: Layout,
+    notes: Sequence[str],
+    unfinished: Sequence[str],
+    plot: str | None,
+) -> str:
     parts = [f"# {escape(title)}"]
     if layout.cells:
-        heads = [escape(column.head) for column in layout.columns]
-        rules = ["---:" if column.right else ":---" for column in layout.columns]
-        lines = [heads, rules, *([escape(text) for text in row] for row in layout.cells)]
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        parts.append(_table(layout))
+    if evaluations.cells:
+        parts += ["## Evaluations"] * bool(layout.cells) + [_table(evaluations)]
     if plot:
         parts.append(f"![Pareto plots]({plot})")
     parts += [escape(note) for note in notes]
@@ -93,3 +99,10 @@ def to_markdown(title: str, layout: Layout, notes: Sequence[str], unfinished: Se
         parts.append("## Not completed")
         parts.append("\n".join(f"- {escape(line)}" for line in unfinished))
     return "\n\n".join(parts) + "\n"
+
+
+def _table(layout: Layout) -> str:
+    heads = [escape(column.head) for column in layout.columns]
+    rules = ["---:" if column.right else ":---" for column in layout.columns]
+    lines = [heads, rules, *([escape(text) for text in row] for row in layout.cells)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

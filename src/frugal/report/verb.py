@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from frugal.errors import RunError, SettingsError
+from frugal.errors import RunError, SettingsError, did_you_mean
 from frugal.record import write_atomic
 from frugal.report import text
 from frugal.report.collect import Run, collect
-from frugal.report.comparable import cautions, mark_pareto, members, metric_of, split_sets, verdicts
+from frugal.report.comparable import candidates, cautions, mark_pareto, members, metric_of, split_sets, verdicts
 from frugal.report.figures import COSTS, FIGURES, Figure, quality_figure
 from frugal.report.group import Group, group_runs, name_groups
 from frugal.report.table import STAR, Layout, ReportTable, below, lay_out
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CSV, MARKDOWN, PLOT = "report.csv", "report.md", "pareto.png"
 MOST_LINES = 30  # of runs that did not complete, in the terminal; the Markdown file has all
+MOST_OF_AN_ERROR = 300  # characters
 
 
 @dataclass
@@ -38,7 +39,8 @@ class Report:
     unfinished: list[str]  # a line for each run that did not complete
     skipped: list[str]  # a line for each file that is no record
     title: str
-    layout: Layout
+    layout: Layout  # of the trainings
+    evaluations: Layout
     groups: list[Group]
     metric: Figure | None
     files: list[Path] = field(default_factory=list)
@@ -50,6 +52,8 @@ class Report:
         parts: list[RenderableType] = [below([self.title], "bold")]
         if self.layout.cells:
             parts.append(ReportTable(self.layout))
+        if self.evaluations.cells:
+            parts += [below(["Evaluations"], "bold"), ReportTable(self.evaluations)]
         if self.notes:
             parts.append(below(self.notes))
         if self.unfinished:
@@ -67,14 +71,14 @@ class Report:
     @property
     def markdown(self) -> str:
         plot = PLOT if any(file.name == PLOT for file in self.files) else None
-        return text.to_markdown(self.title, self.layout, self.notes, self.unfinished, plot)
+        return text.to_markdown(self.title, self.layout, self.evaluations, self.notes, self.unfinished, plot)
 
     def write(self, out: Path, plots: bool = True) -> list[Path]:
         """Write the CSV, the plots and the Markdown file into `out`, each whole or not at all. Raises RunError."""
         try:
             out.mkdir(parents=True, exist_ok=True)
             self._save(out / CSV, self.csv)
-            if plots and self.layout.cells:
+            if plots and (self.layout.cells or self.evaluations.cells):
                 self._plot(out / PLOT)
             self._save(out / MARKDOWN, self.markdown)
         except OSError as error:
@@ -84,7 +88,7 @@ class Report:
     def _plot(self, path: Path) -> None:
         from frugal.report.plot import pareto_png
 
-        png = pareto_png(members(self.groups), self.metric, next(iter(self.layout_options()), None))
+        png = pareto_png(candidates(self.groups), self.metric, next(iter(self.layout_options()), None))
         if png is not None:
             self._save(path, png)
 
@@ -110,9 +114,11 @@ def build(
     wanted = _wanted(metric, runs)
     mark_pareto(groups, wanted)
     groups = _ordered(groups, options, wanted, sort)
-    layout = lay_out(groups, options, wanted)
+    several = len(members(groups)) > 1
+    trained = lay_out([group for group in groups if not group.is_evaluation], options, wanted, several)
+    evaluated = lay_out([group for group in groups if group.is_evaluation], options, wanted, several)
     if any(group.pareto for group in groups):
-        judged = {figure.title for alike in members(groups).values() if (figure := metric_of(alike, wanted))}
+        judged = {figure.title for alike in candidates(groups).values() if (figure := metric_of(alike, wanted))}
         names = {"time": "train time", "size": "file size", "latency": "latency"}
         costs = [word for name, word in names.items() if any(group.estimate(COSTS[name]) for group in groups)]
         notes.insert(
@@ -134,12 +140,11 @@ def build(
         rows=text.rows(groups, wanted),
         statuses=statuses,
         notes=notes,
-        unfinished=[
-            _unfinished(group, run) for group in groups for run in group.runs if run.record.status != "completed"
-        ],
+        unfinished=[_unfinished(run) for group in groups for run in group.runs if run.record.status != "completed"],
         skipped=skipped,
         title=_title(statuses, len(groups)),
-        layout=layout,
+        layout=trained,
+        evaluations=evaluated,
         groups=groups,
         metric=wanted,
     )
@@ -231,11 +236,10 @@ def _natural(value: str) -> tuple[bool, float, str]:
         return (True, 0.0, value)
 
 
-def _unfinished(group: Group, run: Run) -> str:
-    names = "" if not group.options else f" ({group.label}, seed {one_line(run.seed)})"
+def _unfinished(run: Run) -> str:
     status = "running or cut off" if run.record.status == "running" else run.record.status
-    error = f": {one_line(run.record.error)}" if run.record.error else ""
-    return f"{status} {run.name}{names}{error} [{run.folder}]"
+    error = f": {one_line(run.record.error, MOST_OF_AN_ERROR)}" if run.record.error else ""
+    return f"{status} {run.name}{error} [{run.folder}]"
 
 
 def _title(statuses: dict[str, int], groups: int) -> str:
@@ -244,14 +248,25 @@ def _title(statuses: dict[str, int], groups: int) -> str:
     return f"{total} run{'s' * (total != 1)} in {groups} group{'s' * (groups != 1)}: {counts}"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, like every other verb."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"report: {one_line(message).removeprefix('argument ')}; see frugal report --help")
+
+    @property
+    def flags(self) -> list[str]:
+        return [name for name in self._option_string_actions if name.startswith("--")]
+
+
 def main(argv: Sequence[str]) -> int:
     """The verb. Returns the exit code: 0, or FrugalError is raised where nothing was found or a flag is wrong."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="frugal report",
         description="Group finished runs over seeds, mark the Pareto set, write report.csv, report.md and pareto.png.",
     )
     parser.add_argument(
-        "folder", nargs="+", type=Path, help="a run's folder, a folder that holds runs, or a record.json"
+        "folder", nargs="*", type=Path, help="a run's folder, a folder that holds runs, or a record.json"
     )
     parser.add_argument("--out", type=Path, help="where the files go (default: the common folder of what is given)")
     parser.add_argument(
@@ -259,7 +274,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--metric", help="the quality to judge by (default: test/accuracy, else test/loss)")
     parser.add_argument("--no-plots", action="store_true", help="write no pareto.png")
-    given = parser.parse_args(list(argv))
+    given, unknown = parser.parse_known_intermixed_args(list(argv))
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        raise SettingsError(f"{one_line(flag)}: {did_you_mean(flag, parser.flags)}")
+    if not given.folder:
+        raise SettingsError("report: name at least one folder: frugal report logs")
 
     from frugal.console import say
 

@@ -1,0 +1,238 @@
+"""Every shipped option composes, runs and takes effect; a new file under configs/ is in these tests by being there."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+import shlex
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import frugal
+from command import TINY, inside
+from frugal import settings
+from frugal.compose import compose
+from frugal.data.mnist import MNIST
+from frugal.measure.latency import LEVELS
+from frugal.record import Record
+
+SHIPPED = Path(__file__).parents[2] / "configs"
+FILES = sorted(SHIPPED.rglob("*.yaml"))
+OPTIONS = sorted((path.parent.name, path.stem) for path in SHIPPED.glob("*/*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    (tmp_path / "home").mkdir()
+    with inside(tmp_path / "home", tmp_path / "logs", monkeypatch):
+        yield
+
+
+@pytest.fixture
+def mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """MNIST's four files with 200 and 50 images, as its own are checked: by their sums."""
+    folder = tmp_path / "data" / "mnist"
+    folder.mkdir(parents=True)
+    draw, sums = np.random.Generator(np.random.PCG64(0)), {}
+    for prefix, count in (("train", 200), ("t10k", 50)):
+        images, labels = draw.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count, dtype=np.uint8) % 10
+        for name, array in ((f"{prefix}-images-idx3-ubyte.gz", images), (f"{prefix}-labels-idx1-ubyte.gz", labels)):
+            head = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+            (folder / name).write_bytes(gzip.compress(head + array.tobytes(), mtime=0))
+            sums[name] = hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(MNIST, "md5", sums)
+    monkeypatch.setenv("FRUGAL_DATA_DIR", str(tmp_path / "data"))
+    return folder
+
+
+# ----------------------------------------------------------------------------------------------------------- its effect
+def rates(folder: Path) -> list[float]:
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("lr")
+    return [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
+
+
+def optimizer(folder: Path) -> dict:  # type: ignore[type-arg]
+    (state,) = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"]
+    return state
+
+
+def parameters(count: int) -> Callable[[Record, Path], bool]:
+    return lambda record, folder: record.size.parameters == count
+
+
+def falls(folder: Path) -> bool:
+    seen = rates(folder)
+    return seen[-1] < max(seen)
+
+
+# What shows that an option did what its name says; steps are few, so that these are the optimizer's and the files' own
+# words, not the quality reached.
+EFFECTS: dict[str, Callable[[Record, Path], bool]] = {
+    "model=simple_net": parameters(235_146),
+    "model=lenet_300_100": parameters(266_610),
+    "model=lenet5": parameters(431_080),
+    "data=mnist": lambda record, folder: record.config["data"]["source"]["_target_"].endswith("MNIST"),
+    "optim=sgd": lambda record, folder: optimizer(folder)["param_groups"][0]["momentum"] == 0,
+    "optim=momentum": lambda record, folder: optimizer(folder)["param_groups"][0]["momentum"] == 0.9,
+    "optim=nesterov": lambda record, folder: optimizer(folder)["param_groups"][0]["nesterov"] is True,
+    "optim=adam": lambda record, folder: "exp_avg_sq" in optimizer(folder)["state"][0],
+    "optim=adamw": lambda record, folder: optimizer(folder)["param_groups"][0]["weight_decay"] == 0.01,
+    "schedule=none": lambda record, folder: len(set(rates(folder))) == 1,
+    "schedule=cosine": lambda record, folder: falls(folder),
+    "schedule=one_cycle": lambda record, folder: rates(folder)[0] < max(rates(folder)) and falls(folder),
+    "schedule=step": lambda record, folder: rates(folder)[-1] == pytest.approx(rates(folder)[0] * 0.01),
+    "schedule=wsd": lambda record, folder: falls(folder),
+    "preprocess=none": lambda record, folder: record.config["preprocess"]["normalize"] is False,
+    "preprocess=shifts": lambda record, folder: record.config["preprocess"]["shift"] == 2,
+    "callbacks=early_stopping": lambda record, folder: record.run.steps_executed < 300,
+    "debug=one_batch": lambda record, folder: record.run.steps_executed == 1,
+    "debug=overfit": lambda record, folder: record.quality["train/accuracy"] > 0.9,
+    "debug=limited": lambda record, folder: record.run.steps_executed == 2 * 2,
+    "debug=profiler": lambda record, folder: (
+        (folder / "trace.json").stat().st_size > 1000 and "aten::" in (folder / "operations.txt").read_text()
+    ),
+    "debug=anomaly": lambda record, folder: record.config["trainer"]["detect_anomaly"] is True,
+    "logger=csv": lambda record, folder: (folder / "metrics.csv").is_file(),
+    "logger=none": lambda record, folder: not (folder / "metrics.csv").exists(),
+    "logger=wandb": lambda record, folder: (
+        (folder / "metrics.csv").is_file() and bool(list(folder.rglob("run-*.wandb")))
+    ),
+}
+# Settings beside an option that let its effect be seen.
+BESIDE = {
+    "callbacks=early_stopping": ["trainer.max_epochs=150", "optim.lr=0.0"],
+    "measure=standard": ["measure.batches=[1]"],
+    "measure=thorough": ["measure.batches=[1]"],
+}
+# A debug option says itself how long it trains.
+SHORT = ["measure=none", "trainer.max_epochs=1", "trainer.limit_train_batches=8", "trainer.log_every_n_steps=1"]
+MARKS = {
+    "logger=wandb": [pytest.mark.wandb],
+    "measure=standard": [pytest.mark.slow, pytest.mark.onnx],
+    "measure=thorough": [pytest.mark.slow, pytest.mark.onnx],
+}
+named = [pytest.param(g, o, marks=MARKS.get(f"{g}={o}", []), id=f"{g}={o}") for g, o in OPTIONS]
+
+
+@pytest.mark.parametrize(("group", "option"), named)
+def test_it_runs_and_takes_effect(group: str, option: str, mnist: Path, tmp_path: Path) -> None:
+    word = f"{group}={option}"
+    short = [s for s in SHORT if not (s.startswith("measure") and group == "measure")]
+    words = ["trainer.threads=1", word, *(short if group != "debug" else ["measure=none"]), *BESIDE.get(word, [])]
+    record = frugal.run(words)
+    folder = tmp_path / "logs" / record.run.experiment / record.run.name
+    assert Record.read(folder) == record and record.status == "completed"
+    assert record.config["choices"][group] == option
+    assert 0 <= record.quality["test/accuracy"] <= 1 and (folder / "model.safetensors").is_file()
+    if word in EFFECTS:
+        assert EFFECTS[word](record, folder)
+    if group == "measure":
+        measured(option, record)
+
+
+def measured(option: str, record: Record) -> None:
+    """Each level's backends at each batch size, or the reason why one is absent."""
+    expected = {
+        (backend, batch) for backend in LEVELS[option].backends for batch in record.config["measure"]["batches"]
+    }
+    found = {(row.backend, row.batch) for row in record.latency}
+    missing = {backend for backend, _ in expected - found}
+    assert found <= expected and all(any(name in key for key in record.absent) for name in missing)
+    assert all(0 < row.p50_ms <= row.p90_ms <= row.p99_ms for row in record.latency)
+    if option == "none":
+        assert "latency" in record.absent
+    else:
+        assert "eager" in {row.backend for row in record.latency}
+
+
+@pytest.mark.parametrize("group", sorted({group for group, _ in OPTIONS} - {"experiment", "trainer", "measure"}))
+def test_every_option_of_a_group_has_an_effect_to_be_seen(group: str) -> None:
+    """A new option needs an entry above, unless it is the group's default, whose absence the others show."""
+    _, choices = compose("train", [])
+    untested = {f"{g}={o}" for g, o in OPTIONS if g == group} - EFFECTS.keys() - {f"{group}={choices[group]}"}
+    assert not untested
+
+
+# ---------------------------------------------------------------------------------------------------- what a file says
+def head(path: Path) -> list[str]:
+    """The comments at the top of an option file."""
+    lines = path.read_text().splitlines()
+    top = lines[: next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))]
+    return [line.lstrip("# ") for line in top if "@package" not in line]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_file_begins_with_what_it_is_and_a_command_that_composes(path: Path) -> None:
+    said = head(path)
+    assert len(said) >= 2, "a comment: what it is, then a command to run it"
+    assert not said[0].startswith("frugal ") and len(said[0]) > 15
+    (command,) = [line for line in said if line.startswith("frugal ")]
+    _, verb, *words = shlex.split(command)
+    assert verb in ("train", "evaluate")
+    if verb == "evaluate":
+        words = [f"source={words[0]}", *words[1:]]
+    if path.parent != SHIPPED:
+        group, _, option = next(
+            word for word in words if word.split("=")[0] == path.parent.name or "." in word
+        ).partition("=")
+        assert (group, option) == (path.parent.name, path.stem) or group.startswith(path.parent.name)
+    cfg, choices = compose(verb, words)
+    settings.check_targets(cfg)
+    settings.check_values(cfg)
+    if verb == "train":
+        settings.check_rules(cfg, choices)
+
+
+@pytest.mark.parametrize("path", sorted((SHIPPED / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_experiment_says_what_to_expect_and_what_it_costs(path: Path) -> None:
+    text = " ".join(head(path))
+    assert re.search(r"\bExpected\b", text) and re.search(r"\d ?%", text)
+    assert re.search(r"\d+ (s|seconds|minutes|min)\b", text), "its cost, as seen"
+
+
+def test_the_files_under_test_are_the_ones_that_are_shipped() -> None:
+    assert settings.config_folder().resolve() == SHIPPED.resolve()
+    assert len(OPTIONS) >= 30
+
+
+# ----------------------------------------------------------------------------------------- settings that options share
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true", "bf16-true"])
+def test_precisions(precision: str) -> None:
+    record = frugal.run([*TINY, f"trainer.precision={precision}"])
+    assert record.status == "completed" and record.config["trainer"]["precision"] == precision
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        (["trainer.accumulate_grad_batches=4"], 2),
+        (["trainer.gradient_clip_val=0.01"], 8),
+        (["trainer.max_steps=3"], 3),
+        (["trainer.val_check_interval=4"], 8),
+        (["data.drop_last=true"], 8),
+        (["data.workers=2"], 8),
+        (["data.val_fraction=0.0"], 8),
+        (["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=2"], 16),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_settings_of_the_loop(words: list[str], steps: int) -> None:
+    record = frugal.run([*SHORT, "trainer.threads=1", *words])
+    assert record.status == "completed" and record.run.steps_executed == steps
+
+
+def test_clipping_and_accumulating_change_what_is_learnt(tmp_path: Path) -> None:
+    files = []
+    for words in ([], ["trainer.gradient_clip_val=0.01"], ["trainer.accumulate_grad_batches=2"], ["data.workers=2"]):
+        record = frugal.run([*SHORT, "trainer.threads=1", *words])
+        files.append((tmp_path / "logs" / "default" / record.run.name / "model.safetensors").read_bytes())
+    plain, clipped, accumulated, with_workers = files
+    assert clipped != plain and accumulated != plain
+    assert with_workers == plain  # who carries the data is no part of what is learnt
