@@ -164,4 +164,6 @@ def test_find(tmp_path: Path) -> None:
     assert find_weights(tmp_path) == tmp_path / "checkpoints" / "last.ckpt"
     (tmp_path / "model.safetensors").touch()
     assert find_weights(tmp_path) == tmp_path / "model.safetensors"
-    assert find_weights(tmp_path / "x.ckpt") == tmp_path / "x.ckpt"
+    assert find_weights(tmp_path / "model.safetensors") == tmp_path / "model.safetensors"
+    with pytest.raises(RunError, match="does not exist"):
+        find_weights(tmp_path / "x.ckpt")

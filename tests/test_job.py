@@ -108,7 +108,7 @@ def test_an_interrupted_run_can_be_continued(number: signal.Signals, home: Path,
     plain = json.loads((run / "record.json").read_text())
     assert (plain["status"], plain["error"]) == ("interrupted", "interrupted")
     assert not missing_keys(plain) and 3 <= plain["run"]["steps_executed"] <= 4
-    assert "frugal: interrupted" in (logs / "output.txt").read_text().splitlines()
+    assert "frugal: interrupted; to continue" in (logs / "output.txt").read_text()
     closes(Record.read(run))
     assert folders.is_cut_off(run)
 
@@ -127,7 +127,7 @@ def test_ctrl_c_while_it_is_prepared(home: Path, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(train, "build_module", interrupt)
     outcome = frugal("train", *TINY)
-    assert outcome.code == 130 and outcome.error == "frugal: interrupted"
+    assert outcome.code == 130 and outcome.error.startswith("frugal: interrupted before the first checkpoint")
     (run,) = runs(tmp_path / "logs")
     assert Record.read(run).status == "interrupted"
 
@@ -151,7 +151,7 @@ def test_a_refused_run_leaves_nothing(home: Path, tmp_path: Path) -> None:
 def test_bad_input_that_shows_only_after_training_keeps_its_record(home: Path, tmp_path: Path) -> None:
     """The steps were done and cost time: the folder stays and says what went wrong."""
     words = [*TINY, "run.weights=best", "run.monitor=val/nothing"]
-    assert "val/nothing was never logged" in frugal("train", *words).error
+    assert "run.monitor=val/nothing" in frugal("train", *words).error
     (run,) = runs(tmp_path / "logs")
     record = Record.read(run)
     assert record.status == "failed" and record.run.steps_executed == 2
@@ -238,7 +238,7 @@ def test_starting_from_another_runs_weights(home: Path, tmp_path: Path) -> None:
 
     package.run([*TINY, "trainer.limit_train_batches=10"])
     (run,) = runs(tmp_path / "logs")
-    still = "optim.lr=0.0"
+    still = "optim.lr=1e-12"
     for source in (run, run / "checkpoints" / "last.ckpt", run / "model.safetensors"):
         record = package.run([*TINY, still, "seed=7", f"model.init_from={source}"])
         state, _ = artefact.read(tmp_path / "logs" / "default" / record.run.name / "model.safetensors")
@@ -261,3 +261,12 @@ def test_the_best_weights_become_the_artefact_when_asked(home: Path, tmp_path: P
     assert all(torch.equal(state[name], chosen["state_dict"][f"network.{name}"]) for name in state)
     assert last.quality["test/loss"] < best.quality["test/loss"]
     assert last.run.hash != best.run.hash
+
+
+def test_a_data_option_may_leave_the_batch_size_to_its_class(home: Path) -> None:
+    (home / "configs" / "data").mkdir()
+    (home / "configs" / "data" / "plain.yaml").write_text(
+        "task: classification\n_target_: frugal.data.datamodule.ArrayDataModule\n"
+        "source: {_target_: frugal.data.digits.Digits}\n"
+    )
+    assert package.run([*TINY, "data=plain"]).fingerprint.effective_batch == 64

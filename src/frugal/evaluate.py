@@ -49,7 +49,7 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
             data.prepare_data()
             data.setup("test")
             refuse_other_data(description, data, path)
-            set_threads(whole, count_step(whole, network, data))  # as in training, so that the two compare
+            set_threads(whole, count_step(network, data))  # as in training, so that the two compare
             set_fingerprint(record, whole, data)
             record.config = {**settings.plain(whole), "choices": record.config["choices"]}
             with crafted(path):

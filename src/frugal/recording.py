@@ -47,9 +47,7 @@ def set_fingerprint(record: Record, cfg: DictConfig, data: ArrayDataModule, trai
         frugal=frugal.__version__,
         data_sha256=data.sha256(),
         # data.batch_size is that of all ranks together
-        effective_batch=int(cfg.data.batch_size) * int(cfg.trainer.accumulate_grad_batches)
-        if trainer is not None
-        else None,
+        effective_batch=data.batch_size * int(cfg.trainer.accumulate_grad_batches) if trainer is not None else None,
     )
 
 
@@ -78,7 +76,7 @@ def record_fit(record: Record, fit: Fit) -> None:
 
 def record_compute(record: Record, cfg: DictConfig, flops: StepFlops | None, fit: Fit) -> None:
     """Operations of the training and the share of the device's peak that they reached; after `record_fit`."""
-    batch = int(cfg.data.batch_size)
+    batch = int(fit.trainer.datamodule.batch_size)  # type: ignore[attr-defined]
     device = fit.trainer.strategy.root_device
     record.compute, absent = compute_figures(
         flops,

@@ -186,7 +186,6 @@ NUMBERS = (
 
 # Zero or less would train nothing, test nothing or go the wrong way, and be noticed only afterwards.
 POSITIVE = (
-    "optim.lr",
     "trainer.gradient_clip_val",
     "trainer.limit_train_batches",
     "trainer.limit_test_batches",
@@ -250,6 +249,9 @@ def check_values(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if isinstance(value, int | float) and not value > 0:
             raise SettingsError(f"{key}={value}: needs to be above 0")
+    lr = OmegaConf.select(cfg, "optim.lr")  # 0 is a control that learns nothing
+    if isinstance(lr, int | float) and not lr >= 0:
+        raise SettingsError(f"optim.lr={lr}: needs to be 0 or above")
     for stage in TECHNIQUES:
         if isinstance(cfg.get(stage), str):  # `pruning=gradual` where the group has no options: taken for a value
             raise SettingsError(

@@ -75,7 +75,7 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
             data.prepare_data()
             data.setup("fit")
             network = build_network(cfg, data)
-            flops = count_step(cfg, network, data)
+            flops = count_step(network, data)
             set_threads(cfg, flops)
             module = build_module(cfg, network)
             techniques = build_techniques(cfg)
@@ -387,11 +387,11 @@ _TORCH_THREADS = torch.get_num_threads()
 _FLOPS_PER_THREAD = 1e8
 
 
-def count_step(cfg: DictConfig, network: nn.Module, data: ArrayDataModule) -> StepFlops | None:
+def count_step(network: nn.Module, data: ArrayDataModule) -> StepFlops | None:
     """Operations of one batch of training; None for a network without trainable weights."""
     if not any(parameter.requires_grad for parameter in network.parameters()):
         return None
-    return count_flops(network, torch.empty(int(cfg.data.batch_size), *data.dims()["input_shape"], device="meta"))
+    return count_flops(network, torch.empty(data.batch_size, *data.dims()["input_shape"], device="meta"))
 
 
 def set_threads(cfg: DictConfig, flops: StepFlops | None = None) -> None:

@@ -206,7 +206,7 @@ def auto(threads: int, model: str, configured: int | None = None, **given: Any) 
 def test_threads_that_follow_from_the_model_are_under_study() -> None:
     groups, columns, notes = grouped(auto(1, "simple_net"), auto(2, "lenet5"))
     assert (columns, notes, {g.set for g in groups}) == (["model"], [], {"A"})
-    assert cautions(groups) == ["Threads were chosen by the step's size: 1 for simple_net, 2 for lenet5."]
+    assert cautions(groups) == ["Threads were chosen by the step's size: 1 for simple_net; 2 for lenet5."]
 
 
 def test_threads_that_follow_from_nothing_split() -> None:

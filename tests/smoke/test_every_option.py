@@ -107,7 +107,7 @@ EFFECTS: dict[str, Callable[[Record, Path], bool]] = {
 }
 # Settings beside an option that let its effect be seen.
 BESIDE = {
-    "callbacks=early_stopping": ["trainer.max_epochs=150", "optim.lr=0.0"],
+    "callbacks=early_stopping": ["trainer.max_epochs=150", "optim.lr=1e-12"],
     "measure=standard": ["measure.batches=[1]"],
     "measure=thorough": ["measure.batches=[1]"],
 }

@@ -200,8 +200,8 @@ def _on_threads(groups: Sequence[Group], where: str) -> list[str]:
             by_number[_field(group, "threads")].append(group.label)
     if len(by_number) < 2:
         return []
-    shown = ", ".join(
-        f"{n} for {_some(names)}" for n, names in sorted(by_number.items(), key=lambda item: str(item[0]))
+    shown = "; ".join(
+        f"{n} for {_some(names, ' / ')}" for n, names in sorted(by_number.items(), key=lambda item: str(item[0]))
     )
     return [f"Threads{where} were chosen by the step's size: {shown}."]
 
@@ -218,5 +218,5 @@ def _not_finite(groups: Sequence[Group]) -> list[str]:
     return [f"{metric} not finite in {_some(names)}." for metric, names in found.items()]
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
-    return "; ".join(names[:most]) + (f"; and {len(names) - most} more" if len(names) > most else "")
+def _some(names: Sequence[str], between: str = "; ", most: int = 3) -> str:
+    return between.join(names[:most]) + (f"{between}and {len(names) - most} more" if len(names) > most else "")
