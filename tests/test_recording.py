@@ -42,7 +42,7 @@ def training_samples(record: Record) -> int:
     """Samples in the training split, as the DataModule itself has it."""
     from omegaconf import OmegaConf
 
-    from frugal.train import build_data
+    from frugal.build import build_data
 
     data = build_data(OmegaConf.create(record.config))
     data.setup("fit")

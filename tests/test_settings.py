@@ -172,7 +172,7 @@ def test_torch_and_lightning_and_torchmetrics_are_built() -> None:
         "frugal.record.write_atomic",
         "frugal.folder.shutil.rmtree",
         "frugal.folder.os.system",
-        "frugal.train.build_network",
+        "frugal.build.build_network",
         "frugal.settings.configurable",
         "lightning.pytorch.Trainer",
         "lightning.pytorch.utilities.seed.os.system",

@@ -18,12 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 from frugal import artefact, settings
 from frugal.absent import explain_absent
 from frugal.artefact import Description
+from frugal.build import build_data, build_loggers, count_step, set_threads
 from frugal.errors import RefusedError, RunError
 from frugal.folder import Run
 from frugal.measure import Ledger
 from frugal.paths import find_weights
 from frugal.recording import measure_network, record_time, set_fingerprint
-from frugal.train import build_data, build_loggers, close, count_step, quiet_lightning, set_threads, tell, test
+from frugal.train import close, quiet_lightning, tell, test
 
 
 def check(cfg: DictConfig) -> None:

@@ -29,8 +29,8 @@ from frugal.measure.size import plain_weights
 from frugal.record import Fingerprint, Record
 
 if TYPE_CHECKING:
+    from frugal.build import Fit
     from frugal.data.datamodule import ArrayDataModule
-    from frugal.train import Fit
 
 
 def set_fingerprint(record: Record, cfg: DictConfig, data: ArrayDataModule, trainer: pl.Trainer | None = None) -> None:

@@ -10,33 +10,40 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from frugal import artefact, settings
 from frugal.absent import explain_absent
-from frugal.artefact import Description
-from frugal.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, leaving_with_a_checkpoint
-from frugal.callbacks.exact import ExactRandomness
-from frugal.callbacks.progress import Progress, StepMetrics
+from frugal.build import (
+    Fit,
+    build_data,
+    build_fit,
+    build_loggers,
+    build_module,
+    build_network,
+    build_techniques,
+    check_monitors,
+    count_step,
+    describe,
+    lightning_in_one_line,
+    set_threads,
+    trainer_arguments,
+)
+from frugal.callbacks.checkpoints import leaving_with_a_checkpoint
+from frugal.callbacks.progress import Progress
 from frugal.data.datamodule import ArrayDataModule
-from frugal.debug import OperationProfiler
-from frugal.errors import SettingsError, did_you_mean
+from frugal.errors import SettingsError
 from frugal.folder import Run, StepCounter
 from frugal.loggers.base import RunLogger
-from frugal.measure import Energy, Ledger, Memory, Throughput, TimeLedger, TimeToTarget, count_flops
-from frugal.measure.flops import StepFlops
+from frugal.measure import Ledger
 from frugal.measure.heartbeat import Heartbeat
-from frugal.models.classifier import Classifier
-from frugal.paths import find_weights
 from frugal.recording import measure_network, record_compute, record_fit, record_quality, record_time, set_fingerprint
 from frugal.technique import STAGES, Technique
 
@@ -129,167 +136,6 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
         close(loggers)
 
 
-# ---------------------------------------------------------------------------------------------------------- building
-def build_data(cfg: DictConfig, state: dict[str, Any] | None = None) -> ArrayDataModule:
-    """The DataModule; `state` are the statistics of the training split that a trained network was fed with."""
-    preprocess = settings.instantiate(cfg.preprocess, "preprocess")
-    if state is not None:
-        preprocess.load_state_dict(state)
-    data = settings.instantiate(cfg.data, "data", preprocess=preprocess, seed=int(cfg.seed))
-    assert isinstance(data, ArrayDataModule)
-    return data
-
-
-def build_network(cfg: DictConfig, data: ArrayDataModule) -> nn.Module:
-    """A fresh network of the data's dimensions, or with another run's weights (`model.init_from`)."""
-    network = settings.instantiate(cfg.model.network, "model.network", **data.dims())
-    source = cfg.model.get("init_from")
-    if source:
-        path = find_weights(Path(source))
-        state, _ = artefact.read(path)
-        artefact.load_state(network, state, path)
-    return network
-
-
-def build_module(cfg: DictConfig, network: nn.Module) -> pl.LightningModule:
-    node = {key: value for key, value in settings.plain(cfg.model).items() if key != "network"}
-    schedule = settings.instantiate(cfg.schedule, "schedule") if cfg.schedule and cfg.schedule.get("_target_") else None
-    optimizer = settings.instantiate(cfg.optim, "optim")
-    return settings.instantiate(node, "model", network=network, optimizer=optimizer, schedule=schedule)
-
-
-def build_techniques(cfg: DictConfig) -> dict[str, Technique]:
-    """The techniques that were chosen, in the order in which they act."""
-    techniques = {}
-    for stage in STAGES:
-        node = cfg.get(stage)
-        if node and node.get("_target_"):
-            technique = settings.instantiate(node, stage)
-            if not isinstance(technique, Technique):
-                raise SettingsError(f"{stage}._target_={node._target_}: is no frugal.technique.Technique")
-            techniques[stage] = technique
-    return techniques
-
-
-def build_loggers(cfg: DictConfig, run: Run) -> list[Logger]:
-    """The loggers that were chosen; each is told the run's name, its fixed id and the sweep that it belongs to."""
-    given = {
-        "folder": str(run.folder),
-        "name": run.folder.name,
-        "id": run.id,
-        "group": run.sweep or str(cfg.run.experiment),
-    }
-    loggers = []
-    for key, node in (cfg.logger or {}).items():
-        if not node:
-            continue
-        target = settings.resolve(node["_target_"], f"logger.{key}._target_")
-        takes = settings.parameter_names(target)
-        extra = {name: value for name, value in given.items() if name in takes and node.get(name) is None}
-        plain = {name: value for name, value in settings.plain(node).items() if name not in extra}
-        if "tags" in takes:
-            plain["tags"] = [*(plain.get("tags") or []), *cfg.run.tags]
-        logger = settings.instantiate(plain, f"logger.{key}", **extra)
-        logger.log_hyperparams(run.record.config)
-        loggers.append(logger)
-    return loggers
-
-
-def describe(cfg: DictConfig, data: ArrayDataModule) -> Description:
-    preprocess = {**settings.plain(cfg.preprocess), "state": data.preprocess.state_dict()}
-    node = settings.plain(cfg.data)
-    node.get("source", {}).pop("root", None)  # where the data lay and who carried it is no part of what was learnt
-    node.pop("workers", None)
-    return Description(
-        model=settings.plain(cfg.model) | {"init_from": None},
-        dims={key: list(value) if isinstance(value, tuple) else value for key, value in data.dims().items()},
-        task=str(cfg.data.task),
-        preprocess=preprocess,
-        data=node,
-    )
-
-
-@dataclass
-class Fit:
-    """The Trainer and the meters on it."""
-
-    trainer: pl.Trainer
-    ledger: TimeLedger
-    throughput: Throughput
-    memory: Memory
-    energy: Energy
-    target: TimeToTarget | None
-    checkpoints: Checkpoints
-
-
-def build_fit(
-    cfg: DictConfig,
-    run: Run,
-    ledger: Ledger,
-    steps: StepCounter,
-    description: Description,
-    techniques: dict[str, Technique],
-    loggers: list[Logger],
-) -> Fit:
-    warmup = int(cfg.measure.warmup_steps)
-    fit = Fit(
-        trainer=None,  # type: ignore[arg-type]
-        ledger=TimeLedger(ledger, warmup),
-        throughput=Throughput(warmup),
-        memory=Memory(warmup_steps=warmup),
-        energy=Energy(warmup),
-        target=TimeToTarget(cfg.run.target_metric, cfg.run.target, cfg.run.target_mode)
-        if cfg.run.target is not None
-        else None,
-        checkpoints=Checkpoints(
-            str(run.checkpoints),
-            monitor=cfg.run.monitor,
-            mode=cfg.run.mode,
-            every_s=float(cfg.run.checkpoint_every_s),
-            every_steps=cfg.run.checkpoint_every_steps,
-            on_step=steps.add,
-            extends=run.extends,
-        ),
-    )
-    own: list[pl.Callback] = [fit.ledger, ExactRandomness(int(cfg.seed)), fit.throughput, fit.memory, fit.energy]
-    own += [fit.target] if fit.target is not None else []
-    users = [settings.instantiate(node, f"callbacks.{name}") for name, node in (cfg.callbacks or {}).items() if node]
-    if cfg.debug.profiler:
-        users.append(OperationProfiler(str(run.folder)))
-    last: list[pl.Callback] = [StepMetrics(), Progress(), fit.checkpoints]
-    with lightning_in_one_line():
-        fit.trainer = pl.Trainer(
-            **trainer_arguments(cfg),
-            callbacks=[*own, *techniques.values(), *users, *last],
-            logger=loggers,
-            plugins=[AtomicCheckpointIO(description.to_dict())],
-            default_root_dir=str(run.folder),
-        )
-    return fit
-
-
-@contextlib.contextmanager
-def lightning_in_one_line() -> Iterator[None]:
-    """What Lightning refuses (an accelerator that is not there, a limit that leaves no batch), as bad input."""
-    try:
-        yield
-    except MisconfigurationException as error:
-        raise SettingsError(f"trainer: {' '.join(str(error).split())}") from None
-
-
-def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
-    """What Lightning's Trainer takes from `cfg.trainer`; everything that Frugal does itself is switched off."""
-    arguments = settings.plain(cfg.trainer)
-    del arguments["threads"]
-    return {
-        **arguments,
-        "deterministic": "warn" if arguments["deterministic"] else False,
-        "enable_checkpointing": True,
-        "enable_model_summary": False,
-        "use_distributed_sampler": False,
-    }
-
-
 def start_from(run: Run, fit: Fit, module: pl.LightningModule, steps: StepCounter) -> None:
     """Say in the record where a continued run starts."""
     if not run.resumed:
@@ -305,24 +151,6 @@ def start_from(run: Run, fit: Fit, module: pl.LightningModule, steps: StepCounte
         if isinstance(logger, RunLogger):
             logger.resume_at(step)
     log.info("Continuing at step %d", step)
-
-
-def check_monitors(cfg: DictConfig, module: pl.LightningModule, data: ArrayDataModule, trainer: pl.Trainer) -> None:
-    """Refuse a monitored metric that this module never logs, before the training instead of after it."""
-    if not isinstance(module, Classifier):  # of another module nobody knows what it logs
-        return
-    known = module.logged_metrics()
-    if "val" not in data.splits:
-        known = [name for name in known if not name.startswith("val/")]
-    wanted = {f"callbacks.{type(c).__name__}.monitor": getattr(c, "monitor", None) for c in trainer.callbacks}  # type: ignore[attr-defined]
-    del wanted["callbacks.Checkpoints.monitor"]
-    if cfg.run.weights == "best":
-        wanted["run.monitor"] = cfg.run.monitor
-    if cfg.run.target is not None:
-        wanted["run.target_metric"] = cfg.run.target_metric
-    for key, name in wanted.items():
-        if isinstance(name, str) and name not in known:
-            raise SettingsError(f"{key}={name}: {did_you_mean(name, known)}")
 
 
 # ------------------------------------------------------------------------------------------------- after the training
@@ -383,33 +211,6 @@ def close(loggers: list[Logger]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- surroundings
-_TORCH_THREADS = torch.get_num_threads()
-_FLOPS_PER_THREAD = 1e8
-
-
-def count_step(network: nn.Module, data: ArrayDataModule) -> StepFlops | None:
-    """Operations of one batch of training; None for a network without trainable weights."""
-    if not any(parameter.requires_grad for parameter in network.parameters()):
-        return None
-    return count_flops(network, torch.empty(data.batch_size, *data.dims()["input_shape"], device="meta"))
-
-
-def set_threads(cfg: DictConfig, flops: StepFlops | None = None) -> None:
-    """Set torch's threads: `trainer.threads`, else one for each 100 MFLOP of a training step, at most torch's choice.
-
-    A function of the settings alone, never of the clock, so that a run's bits stay the same. Small steps lose by a
-    second thread as soon as anything else runs: its barriers wait for a thread that has no core
-    (`benchmarks/threads.py`).
-    """
-    threads = cfg.trainer.threads
-    if threads is None:
-        threads = _TORCH_THREADS
-        if flops is not None:
-            threads = max(1, min(threads, round(flops.step / _FLOPS_PER_THREAD)))
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(int(threads))
-
-
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Lightning's tips and hardware lines would bury what Frugal says; its warnings that matter stay."""
