@@ -65,6 +65,13 @@ def refused(home: Path, tmp_path: Path) -> Callable[..., str]:
         (["model"], "model", "KEY=VALUE"),
         (["optim.lr=${nothing}"], "optim.lr", "nothing"),
         # combinations without meaning
+        (["~model"], "model: has no _target_", "choose an option"),
+        (["~optim"], "optim: has no _target_", "choose an option"),
+        (["+logger.x.y=3"], "logger.x: has no _target_", "too deep"),
+        (["measure.batches=[1,0]"], "measure.batches", "least value is 1"),
+        (["trainer.max_steps=0"], "trainer.max_steps=0", "trains nothing"),
+        (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0", "above 0"),
+        (["paths.log_dir=''"], "paths.log_dir", "FRUGAL_LOG_DIR"),
         (["data.task=regression"], "model=simple_net", "classification"),
         (["+callbacks.mine.early._target_=lightning.pytorch.callbacks.EarlyStopping"], "callbacks.mine", "too deep"),
         # runs that are not there

@@ -148,14 +148,28 @@ def test_a_refused_run_leaves_nothing(home: Path, tmp_path: Path) -> None:
     assert after == before
 
 
-def test_bad_input_that_shows_only_after_training_keeps_its_record(home: Path, tmp_path: Path) -> None:
+def test_a_monitor_that_is_never_logged_is_refused_before_the_training(home: Path, tmp_path: Path) -> None:
+    line = frugal("train", *TINY, "run.weights=best", "run.monitor=val/nothing").error
+    assert "run.monitor=val/nothing" in line and "val/loss" in line
+    assert not runs(tmp_path / "logs")
+
+
+def test_bad_input_that_shows_only_after_training_keeps_its_record(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The steps were done and cost time: the folder stays and says what went wrong."""
-    words = [*TINY, "run.weights=best", "run.monitor=val/nothing"]
-    assert "run.monitor=val/nothing" in frugal("train", *words).error
+    from frugal import train
+    from frugal.errors import SettingsError
+
+    def refuse(*_: object) -> None:
+        raise SettingsError("found out late")
+
+    monkeypatch.setattr(train, "load_weights", refuse)
+    assert "found out late" in frugal("train", *TINY).error
     (run,) = runs(tmp_path / "logs")
     record = Record.read(run)
     assert record.status == "failed" and record.run.steps_executed == 2
-    assert record.error is not None and "val/nothing" in record.error
+    assert record.error == "found out late"
 
 
 def test_a_record_that_cannot_be_written_hides_no_error(

@@ -175,6 +175,7 @@ def test_a_sweep_of_nothing_but_meaningless_cells(lab: Path, tmp_path: Path) -> 
         ("model.network._target_=frugal.models.simple_net.SimpleNet,os.system", "os.system"),
         ("model.init_from=null,nowhere", "nowhere: does not exist"),
         ("trainer.max_epochs=1,null", "trainer.max_epochs=null"),
+        ("optim.lr=0.1,${oc.env:FRUGAL_NO_SUCH_VARIABLE}", "FRUGAL_NO_SUCH_VARIABLE"),
     ],
 )
 def test_bad_input_in_one_cell_is_recorded_and_the_others_go_on(

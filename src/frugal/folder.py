@@ -96,7 +96,7 @@ class Run:
         from frugal import console
 
         self.checkpoints.mkdir(exist_ok=True)
-        write_atomic(self.folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+        write_atomic(self.folder / CONFIG, OmegaConf.to_yaml(cfg))
         kept = [o for o in overrides if not re.match(r"\+*(run\.resume|hydra[./])", o)]
         write_atomic(self.folder / OVERRIDES, yaml.safe_dump(kept))
         manifest, patch = describe_origin()

@@ -11,6 +11,7 @@ import math
 import shutil
 import time
 import traceback
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,14 +164,18 @@ def _begin(job: Job, run: Run) -> None:
     record = run.record
     record.status, record.error = "running", None
     record.absent, record.energy.reason = {}, None  # those of an end before this one
-    record.config = {**settings.plain(job.cfg), "choices": dict(job.choices)}
+    try:
+        plain = settings.plain(job.cfg)
+    except SettingsError:  # what cannot be resolved fails this job of a sweep, and its record says so
+        plain = typing.cast(dict[str, Any], OmegaConf.to_container(job.cfg, resolve=False))
+    record.config = {**plain, "choices": dict(job.choices)}
     info = record.run
     info.name, info.hash, info.source_sha256 = run.folder.name, run.identity.hash, run.identity.source_sha256
     info.experiment, info.seed = str(job.cfg.run.experiment), int(job.cfg.seed)
     info.command = manifest.redact(manifest.command_line())
     info.started_at = info.started_at or manifest.now()
     record.fingerprint.data_sha256 = run.identity.data_sha256
-    run.start(job.cfg, job.overrides)
+    run.start(OmegaConf.create(plain), job.overrides)
 
 
 def _show_start(job: Job, run: Run) -> None:

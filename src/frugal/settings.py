@@ -242,6 +242,13 @@ def check_values(cfg: DictConfig) -> None:
             raise SettingsError(f"{key}={value}: needs a number: batches, or as 0.5 a fraction of them")
     if OmegaConf.select(cfg, "trainer.max_epochs") is None and OmegaConf.select(cfg, "trainer.max_steps") == -1:
         raise SettingsError("trainer.max_epochs=null: trains without end; set it or trainer.max_steps")
+    if OmegaConf.select(cfg, "trainer.max_steps") == 0:
+        raise SettingsError("trainer.max_steps=0: trains nothing; -1 leaves the end to trainer.max_epochs")
+    if not OmegaConf.select(cfg, "paths.log_dir"):
+        raise SettingsError("paths.log_dir: needs a folder; set it or FRUGAL_LOG_DIR")
+    for batch in OmegaConf.select(cfg, "measure.batches") or ():
+        if batch < 1:
+            raise SettingsError(f"measure.batches: {batch} is no batch size; the least value is 1")
     experiment = str(OmegaConf.select(cfg, "run.experiment"))
     if not experiment or Path(experiment).is_absolute() or ".." in Path(experiment).parts:
         raise SettingsError(f"run.experiment={experiment}: needs the name of a folder below paths.log_dir")
@@ -262,10 +269,10 @@ def check_values(cfg: DictConfig) -> None:
         raise SettingsError(
             f"trainer.devices={devices}: this version of Frugal trains on one device; set trainer.devices=1"
         )
-    for name, node in (cfg.get("callbacks") or {}).items():
+    for group, name, node in ((g, n, v) for g in ("callbacks", "logger") for n, v in (cfg.get(g) or {}).items()):
         if node is not None and (not OmegaConf.is_dict(node) or "_target_" not in node):
             raise SettingsError(
-                f"callbacks.{name}: has no _target_, so nothing would be built; is it nested one level too deep?"
+                f"{group}.{name}: has no _target_, so nothing would be built; is it nested one level too deep?"
             )
 
 

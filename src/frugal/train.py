@@ -52,6 +52,11 @@ log = logging.getLogger("frugal")
 
 def check(cfg: DictConfig) -> None:
     """Check every node against its target's signature, before data loads. Raises SettingsError."""
+    for group in ("data", "preprocess", "model", "optim"):
+        if not (cfg.get(group) or {}).get("_target_"):
+            raise SettingsError(
+                f"{group}: has no _target_, so there is nothing to build; choose an option, {group}=NAME"
+            )
     settings.check_node(cfg.data, "data", {"preprocess", "seed"})
     settings.check_node(cfg.preprocess, "preprocess")
     model = {key: value for key, value in settings.plain(cfg.model).items() if key != "network"}
