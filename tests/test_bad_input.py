@@ -176,7 +176,7 @@ def call_with_payload(words: list[str], home: Path, tmp_path: Path) -> tuple[Out
         "handlers: {x: {class: logging.StreamHandler, stream: {(): os.system, command: 'touch MARKER'}}}",
     ],
 )
-@pytest.mark.parametrize("group", ["job_logging", "hydra_logging"])
+@pytest.mark.parametrize("group", ["job_logging"])
 def test_log_handlers_of_a_users_option(text: str, group: str, home: Path, tmp_path: Path) -> None:
     marker = tmp_path / "executed"
     folder = home / "configs" / "hydra" / group
@@ -282,14 +282,15 @@ def test_missing_data_without_a_network(home: Path, tmp_path: Path, closed: str)
     assert not (tmp_path / "logs").exists()
 
 
-@pytest.mark.parametrize("damage", ["altered", "truncated", "empty", "a folder"])
 @pytest.mark.parametrize(
-    "name",
+    ("damage", "name"),
     [
-        "train-images-idx3-ubyte.gz",
-        "train-labels-idx1-ubyte.gz",
-        "t10k-images-idx3-ubyte.gz",
-        "t10k-labels-idx1-ubyte.gz",
+        ("altered", "train-images-idx3-ubyte.gz"),
+        ("truncated", "train-labels-idx1-ubyte.gz"),
+        ("altered", "t10k-images-idx3-ubyte.gz"),
+        ("empty", "t10k-images-idx3-ubyte.gz"),
+        ("truncated", "t10k-labels-idx1-ubyte.gz"),
+        ("a folder", "t10k-labels-idx1-ubyte.gz"),
     ],
 )
 def test_damaged_data(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -284,3 +285,15 @@ def test_a_data_option_may_leave_the_batch_size_to_its_class(home: Path) -> None
         "source: {_target_: frugal.data.digits.Digits}\n"
     )
     assert package.run([*TINY, "data=plain"]).fingerprint.effective_batch == 64
+
+
+def test_the_record_of_the_best_weights_holds_their_own_validation(home: Path, tmp_path: Path) -> None:
+    words = ["optim.lr=0.3", "trainer.max_epochs=6", "measure=none"]  # a wild rate: the last validation is not the best
+    last = package.run(words)
+    (run,) = runs(tmp_path / "logs")
+    with (run / "metrics.csv").open() as file:
+        losses = [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
+    assert len(losses) == 6 and min(losses) < losses[-1]
+    assert last.quality["val/loss"] == pytest.approx(losses[-1])
+    best = package.run([*words, "run.weights=best"])
+    assert best.quality["val/loss"] == pytest.approx(min(losses))

@@ -197,6 +197,9 @@ def test(cfg: DictConfig, module: pl.LightningModule, network: nn.Module, data: 
         logger=False,
     )
     with lightning_in_one_line():
+        if cfg.run.weights == "best" and "val" in data.splits:  # the last validation was of other weights
+            (figures,) = trainer.validate(module, datamodule=data, verbose=False)
+            record.quality.update({name: float(value) for name, value in figures.items()})
         (figures,) = trainer.test(module, datamodule=data, verbose=False)
     record.quality.update({name: float(value) for name, value in figures.items()})
 
