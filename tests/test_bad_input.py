@@ -375,3 +375,20 @@ def test_files_that_are_no_model(home: Path, tmp_path: Path, refused: Callable[.
         assert path.name in refused("evaluate", str(path))
         if path.name != "g.ckpt":
             assert path.name in refused("train", *TINY, f"model.init_from={path}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["+hydra.callbacks.x=${{data.evil}}"],
+        ["+hydra.callbacks.x={{_target_:hydra.experimental.callbacks.LogJobReturnCallback,y:${{data.evil}}}}"],
+        ["-m", "+hydra.sweeper.x=${{data.evil}}"],
+        ['+hydra.callbacks.x="${{oc.create:${{data.evil}}}}"'],
+    ],
+)
+def test_an_interpolation_brings_nothing_into_what_hydra_builds(words: list[str], home: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    evil = f"+data.evil={{_target_:torch.utils.collect_env.run,command:'touch {marker}'}}"
+    line = frugal("train", *(word.format() for word in words), evil).error
+    assert "collect_env" in line
+    assert not marker.exists()

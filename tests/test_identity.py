@@ -235,3 +235,46 @@ def test_the_datas_hash(home: Path) -> None:
         re.fullmatch("[0-9a-f]{64}", text) for text in (digits, small, mnist)
     )
     assert identity.data_sha256(compose("train", ["data=mnist", "paths.data_dir=/elsewhere"])[0]) == mnist
+
+
+# ------------------------------------------------------------- what a job takes from elsewhere, as it is at the moment
+def test_an_option_of_another_folder_belongs_to_the_source(home: Path, tmp_path: Path) -> None:
+    option = tmp_path / "more" / "optim" / "mine.yaml"
+    option.parent.mkdir(parents=True)
+    sources = [{"provider": "command-line", "schema": "file", "path": str(tmp_path / "more")}]
+    option.write_text("lr: 0.1\n")
+    before = identity.source_sha256(sources)
+    assert before != identity.source_sha256()
+    option.write_text("lr: 0.2\n")
+    forget()
+    assert identity.source_sha256(sources) != before
+
+
+def test_a_package_of_one_file_belongs_to_the_source(home: Path) -> None:
+    (home / "pyproject.toml").write_text('[tool.frugal]\npackages = ["single"]\n')
+    (home / "single.py").write_text("A = 1\n")
+    forget()
+    before = identity.source_sha256()
+    (home / "single.py").write_text("A = 2\n")
+    forget()
+    assert identity.source_sha256() != before
+
+
+def test_a_value_from_the_environment_counts_by_what_it_is(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    word = 'optim.lr="${oc.decode:${oc.env:RATE}}"'
+    monkeypatch.setenv("RATE", "0.1")
+    one = of(word)
+    monkeypatch.setenv("RATE", "0.2")
+    assert of(word).hash != one.hash
+
+
+def test_weights_to_start_from_count_by_their_content(home: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"one")
+    first = of(f"model.init_from={weights}")
+    weights.write_bytes(b"two")
+    assert of(f"model.init_from={weights}").hash != first.hash
+
+
+def test_one_and_one_point_zero_are_one_value(home: Path) -> None:
+    assert of("optim.lr=1").hash == of("optim.lr=1.0").hash
