@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -238,13 +239,19 @@ def test_a_bar_fits_80_columns_and_ctrl_c_takes_it_away() -> None:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
     environment |= {"TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def in_front() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job, as the tests may be, ignores Ctrl-C
+
     child = subprocess.Popen(
         [sys.executable, "-c", IN_A_TERMINAL],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
         env=environment,
-        preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),  # type: ignore[func-returns-value]
+        preexec_fn=in_front,
     )
     os.close(theirs)
     output, pressed = b"", False
