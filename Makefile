@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing frugal and what its options need"
 	@$(PIP) --no-build-isolation --editable ".[wandb,onnx,gpu,dev]"
 	@touch $@
-	@echo "installed; try: make train"
+	@echo "installed"
 
 train: $(STAMP)  ## run the default experiment; ARGS="data=mnist optim.lr=0.05" changes it
 	@$(BIN)/frugal train $(ARGS)

@@ -109,7 +109,7 @@ def one_line_errors(verb: str, overrides: Sequence[str]) -> Iterator[None]:
     except FrugalError:
         raise
     except (HydraException, OmegaConfBaseException) as error:
-        raise SettingsError(explain(error, verb, overrides)) from error
+        raise SettingsError(explain(error, verb, overrides)) from None
     except yaml.MarkedYAMLError as error:  # an option file of the user's
         at = error.problem_mark
         where = f"{at.name}, line {at.line + 1}" if at is not None else "an option file"
@@ -134,7 +134,8 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str:
     """One line that names the key, what was given and the nearest valid name."""
     text = str(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read as KEY=VALUE; quote what holds special signs, as in 'key=\"a b\"'"
+        how = "no blanks round the =; what holds special signs in quotes, as 'key=\"a b\"'"
+        return f"{error.override}: cannot be read as KEY=VALUE ({how})"
     cause = error.__cause__
     deep = str(cause) if cause is not None else text
     ambiguous = re.search(r"Ambiguous value for argument '([^']+)'", text)

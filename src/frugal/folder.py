@@ -48,7 +48,7 @@ CONFIG, OVERRIDES, MANIFEST, LOG, ARTEFACT = (
     "run.log",
     "model.safetensors",
 )
-PROGRESS = "progress.bin"
+PROGRESS, HEARTBEAT = "progress.bin", "heartbeat.json"
 
 
 @dataclass
@@ -222,7 +222,7 @@ def _continue(folder: Path, identity: Identity, cfg: DictConfig) -> Run:
     started = (folder / "checkpoints" / "last.ckpt").is_file()
     if not started:
         log.info("No checkpoint was written yet in %s: starting from the beginning", shown(folder))
-        _clear(folder)
+        _clear(folder, keep=(LOG, PROGRESS, HEARTBEAT))  # the steps and the time that were lost are the run's still
         return Run(folder, identity, Record(), _lock=lock)
     try:
         _refuse_changes(folder, cfg)
@@ -309,11 +309,11 @@ def _same(known: Record, identity: Identity) -> bool:
     )
 
 
-def _clear(folder: Path) -> None:
+def _clear(folder: Path, keep: Sequence[str] = (LOG,)) -> None:
     """Make a folder as new, for a job that failed before; its log stays."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     for path in folder.iterdir():
-        if path.is_file() and path.name != LOG:
+        if path.is_file() and path.name not in keep:
             path.unlink()
 
 

@@ -212,7 +212,7 @@ def _check_package(path: Any, key: str) -> None:
     if not isinstance(path, str) or path.split(".")[0] not in allowed or "." not in path:
         raise SettingsError(
             f"{key}={path}: not from an allowed package ({', '.join(allowed)}); "
-            f"add your own in pyproject.toml under [tool.frugal] packages"
+            f'add your own in pyproject.toml: [tool.frugal] packages = ["{str(path).split(".")[0]}"]'
         )
 
 

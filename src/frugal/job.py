@@ -61,6 +61,8 @@ _ended_at: float | None = None
 
 def run_overrides(overrides: list[str], verb: str = "train") -> Record:
     """Compose and run one job in this process; the work behind `frugal.run`."""
+    if any(len(word) < 2 for word in overrides):  # a text falls apart into letters
+        raise SettingsError('overrides: give a list, as in frugal.run(["model=lenet5"])')
     words = compose.expand_resume(overrides)
     cfg, choices = compose.compose(verb, words)
     record, _ = run_job(Job(verb, cfg, choices, words))

@@ -68,7 +68,7 @@ class RunSettings:
     weights: str = "last"  # which weights become the artefact: last or best
     monitor: str = "val/loss"  # "best" is by this metric
     mode: str = "min"
-    checkpoint_every_s: float = 60.0  # `last` is written at most this often inside an epoch
+    checkpoint_every_s: float = 60.0  # `last` is written this often inside an epoch; sooner where that is cheap
     checkpoint_every_steps: int | None = None  # and, when given, every so many optimizer steps
     target: float | None = None  # time to accuracy: seconds until target_metric first reaches this
     target_metric: str = "val/accuracy"

@@ -40,7 +40,7 @@ from frugal.callbacks.checkpoints import leaving_with_a_checkpoint
 from frugal.callbacks.progress import Progress
 from frugal.data.datamodule import ArrayDataModule
 from frugal.errors import SettingsError
-from frugal.folder import Run, StepCounter
+from frugal.folder import HEARTBEAT, Run, StepCounter
 from frugal.loggers.base import RunLogger
 from frugal.measure import Ledger
 from frugal.measure.heartbeat import Heartbeat
@@ -75,7 +75,7 @@ def check(cfg: DictConfig) -> None:
 def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
     """Train, compress, test and measure; everything that came of it is in `run.record` and in the run's folder."""
     record, steps = run.record, StepCounter(run.folder)
-    heartbeat = Heartbeat(run.folder / "heartbeat.json", ledger)
+    heartbeat = Heartbeat(run.folder / HEARTBEAT, ledger)
     loggers: list[Logger] = []
     try:
         heartbeat.start()
