@@ -232,7 +232,7 @@ def test_a_users_package_is_added_in_pyproject_alone(home: Path) -> None:
     add_working_directory()
     assert type(settings.instantiate(node, "model.network")).__module__ == "mine"
     (home / "pyproject.toml").write_text("[tool.frugal]\npackages = []\n")
-    with pytest.raises(SettingsError, match=r"pyproject\.toml under \[tool\.frugal\] packages"):
+    with pytest.raises(SettingsError, match=r"pyproject\.toml: \[tool\.frugal\] packages = \[\"mine\"\]"):
         settings.instantiate(node, "model.network")
     (home / "pyproject.toml").unlink()
     with pytest.raises(SettingsError, match="not from an allowed package"):
