@@ -192,7 +192,8 @@ POSITIVE = (
     "trainer.val_check_interval",
     "run.checkpoint_every_s",
 )
-TECHNIQUES = ("selection", "distillation", "pruning", "quantization", "coding", "deploy")  # technique.STAGES
+# Groups of techniques, in the order in which they act (`technique.STAGES`); here, where no torch is needed.
+TECHNIQUES = ("selection", "distillation", "pruning", "quantization", "coding", "deploy")
 
 
 def register_schema() -> None:

@@ -17,11 +17,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from frugal import settings
 from frugal.measure.meter import Lean
 
 # The config groups that hold techniques, in the order in which `prepare` and `finalize` are called.
 # selection chooses data, distillation changes the loss, the others change the network or how it is written.
-STAGES = ("selection", "distillation", "pruning", "quantization", "coding", "deploy")
+STAGES = settings.TECHNIQUES
 
 
 class Technique(Lean):
