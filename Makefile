@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing torch (the largest download, a minute or more)"
 	@$(PIP) torch hatchling
 	@echo "installing frugal and what its options need"
-	@$(PIP) --no-build-isolation --editable ".[wandb,onnx,gpu,dev]"
+	@$(PIP) --no-build-isolation --editable ".[text,wandb,onnx,gpu,dev]"
 	@touch $@
 	@echo "installed"
 

@@ -4,6 +4,7 @@ their own that can be killed.
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -106,3 +107,32 @@ def _child(project: str, logs: str, overrides: list[str], before: Callable[[], N
     from frugal import cli
 
     cli.main(["train", *overrides])
+
+
+# ------------------------------------------------------------------------------------------------- what a job left
+def run_of(logs: Path) -> Path:
+    (folder,) = [path for path in (logs / "default").iterdir() if path.is_dir()]
+    return folder
+
+
+def bits(folder: Path) -> str:
+    """Everything that training leaves: the artefact, and the last checkpoint's weights, optimizer, step and rates."""
+    import torch
+
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes())
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        digest.update(repr(_plain(checkpoint[key])).encode())
+    return digest.hexdigest()
+
+
+def _plain(value: object) -> object:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -27,7 +27,9 @@ def description() -> Description:
         model={"_target_": "frugal.models.classifier.Classifier", "network": dict(NODE)},
         dims={"input_shape": [1, 4, 4], "classes": 3},
         task="classification",
-        preprocess={"state": {"mean": [0.25], "std": [0.5]}},
+        preprocess={},
+        tokenizer={},
+        state={"preprocess": {"mean": [0.25], "std": [0.5]}},
         data={"task": "classification"},
     )
 

@@ -70,7 +70,7 @@ def test_a_runs_figures_again(run: Path, home: Path, tmp_path: Path) -> None:
     shutil.copy(run / "model.safetensors", copied)
     for source in (run, run / "checkpoints" / "last.ckpt", run / "model.safetensors", copied):
         record = package.run([f"source='{source}'", "measure=none"], "evaluate")
-        assert of_the_test(record) == of_the_test(expected) and len(of_the_test(record)) == 2, source
+        assert of_the_test(record) == of_the_test(expected) and len(of_the_test(record)) == 3, source
         assert record.status == "completed" and not missing_keys(record.to_dict())
         assert record.size == expected.size  # that of the network alone, for a checkpoint too
         assert record.sparsity == expected.sparsity

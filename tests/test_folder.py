@@ -58,7 +58,7 @@ def test_a_runs_folder_holds_what_it_left(home: Path, tmp_path: Path) -> None:
     (run,) = runs(tmp_path / "logs")
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "overrides.yaml", "manifest.json", "record.json", "run.log", "metrics.csv",
-        "model.safetensors", "checkpoints", "progress.bin",
+        "model.safetensors", "checkpoints", "progress.bin", "confusion.csv",
     }  # fmt: skip
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     assert yaml.safe_load((run / "overrides.yaml").read_text()) == words

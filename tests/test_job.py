@@ -40,9 +40,8 @@ def test_a_completed_run(home: Path, tmp_path: Path) -> None:
     info = record.run
     assert (info.name, info.experiment, info.seed, info.steps_executed, info.resumed) == (run.name, "default", 3, 12, 0)
     assert info.hash == run.name.rpartition("-")[2] and info.started_at.endswith("+00:00")
-    assert record.quality.keys() == {
-        f"{split}/{metric}" for split in ("train", "val", "test") for metric in ("loss", "accuracy")
-    }
+    of_all = {f"{split}/{metric}" for split in ("train", "val", "test") for metric in ("loss", "accuracy")}
+    assert record.quality.keys() == of_all | {"val/macro_f1", "test/macro_f1"}
     assert 0 < record.quality["test/accuracy"] < 1
     assert record.config["choices"]["model"] == "simple_net" and record.config["seed"] == 3
     assert record.fingerprint.effective_batch == 64 and record.fingerprint.threads == 1

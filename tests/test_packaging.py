@@ -97,7 +97,7 @@ def test_torchvision_is_not_pulled_in(project: dict[str, Any], pins: dict[str, s
 
 def test_every_import_is_declared(root: Path, project: dict[str, Any]) -> None:
     by_import = importlib.metadata.packages_distributions()
-    declared = {canonicalize_name(r.name) for r in requirements(project, ("wandb", "onnx", "gpu"))}
+    declared = {canonicalize_name(r.name) for r in requirements(project, ("text", "wandb", "onnx", "gpu"))}
     undeclared: dict[str, str] = {}
     for path in sorted((root / "src" / "frugal").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -212,7 +212,7 @@ def test_make_installs_again_when_a_pin_changes(made: Path) -> None:
     make(made, "setup", f"PYTHON={sys.executable}")
     installs = [call for call in calls(made) if " pip install " in call]
     assert installs and all("--constraint constraints.txt" in call for call in installs)
-    assert any("--editable .[wandb,onnx,gpu,dev]" in call for call in installs)
+    assert any("--editable .[text,wandb,onnx,gpu,dev]" in call for call in installs)
 
 
 def test_make_test_leaves_the_slow_tests_out(made: Path) -> None:

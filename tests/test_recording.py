@@ -91,7 +91,7 @@ def test_a_network_in_another_dtype_is_tested_as_it_was_written(precision: str, 
     assert artefact.floating_dtype(network.parameters()) is dtype
     evaluated = package.run([f"source={folder}", "measure=quick", "measure.batches=[1]", "logger=none"], "evaluate")
     tests = {name: value for name, value in trained.quality.items() if name.startswith("test/")}
-    assert len(tests) == 2 and evaluated.quality == tests
+    assert len(tests) == 3 and evaluated.quality == tests
     assert evaluated.size == trained.size and evaluated.latency[0].p50_ms > 0
     assert trained.quality["test/accuracy"] > 0.3  # it trained
 

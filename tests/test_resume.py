@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import signal
@@ -13,6 +12,7 @@ import pytest
 
 import project
 from frugal.record import Record
+from project import bits, run_of
 
 # 3 epochs of 21 batches; a checkpoint every fifth step, so that most resumes begin inside an epoch.
 JOB = [
@@ -30,34 +30,6 @@ STEPS = 63
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return project.make(tmp_path_factory.mktemp("home"))
-
-
-def run_of(logs: Path) -> Path:
-    (folder,) = [path for path in (logs / "default").iterdir() if path.is_dir()]
-    return folder
-
-
-def bits(folder: Path) -> str:
-    """Everything that training leaves: the artefact, and the last checkpoint's weights, optimizer, step and rates."""
-    import torch
-
-    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes())
-    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
-        digest.update(repr(_plain(checkpoint[key])).encode())
-    return digest.hexdigest()
-
-
-def _plain(value: object) -> object:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
 
 
 @pytest.fixture(scope="module")

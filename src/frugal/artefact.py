@@ -10,7 +10,7 @@ import json
 import pickle
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from frugal import settings
 from frugal.errors import RunError
+from frugal.models.lora import merge
 from frugal.paths import find_weights
 from frugal.record import write_atomic
 
@@ -33,8 +34,9 @@ class Description:
         model: the model option's node (with `_target_` and `network`).
         dims: what the network takes from the data, as `ArrayDataModule.dims()`.
         task: the data's task.
-        preprocess: the option's node and, under "state", the statistics of the training split.
+        preprocess: the option's node.
         data: the data option's node, the default of an evaluation.
+        state: what the data module learnt of the training split: statistics, a tokenizer's vocabulary.
     """
 
     model: dict[str, Any]
@@ -42,6 +44,8 @@ class Description:
     task: str
     preprocess: dict[str, Any]
     data: dict[str, Any]
+    tokenizer: dict[str, Any]
+    state: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -50,11 +54,13 @@ class Description:
             "task": self.task,
             "preprocess": self.preprocess,
             "data": self.data,
+            "tokenizer": self.tokenizer,
+            "state": self.state,
         }
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any], path: Path) -> Description:
-        nodes = ("model", "dims", "preprocess", "data")
+        nodes = ("model", "dims", "preprocess", "data", "tokenizer", "state")
         if not isinstance(plain, dict) or not all(isinstance(plain.get(key), dict) for key in nodes):
             raise RunError(f"{path}: does not say which network it holds; it was not written by Frugal")
         return cls(**{key: plain[key] for key in nodes}, task=str(plain.get("task")))
@@ -62,9 +68,28 @@ class Description:
 
 def build_network(description: Description) -> nn.Module:
     """The network with fresh weights; every target in it passes the allow-list."""
-    network = settings.instantiate(description.model.get("network"), "model.network", **description.dims)
+    network = settings.instantiate(description.model.get("network"), "model.network", description.dims)
     assert isinstance(network, nn.Module)
+    add_adapters(network, description.model)
     return network
+
+
+def add_adapters(network: nn.Module, model: dict[str, Any]) -> dict[str, Any]:
+    """Add the low-rank adapters that the model option asks for (`model.lora`), if any; their figures."""
+    if not model.get("lora"):
+        return {}
+    adapters = settings.instantiate(model["lora"], "model.lora")
+    adapters.apply(network)
+    return adapters.figures()
+
+
+def merged(description: Description) -> Description:
+    """The description of a network whose adapters were merged into its weights."""
+    return (
+        replace(description, model={**description.model, "lora": None})
+        if description.model.get("lora")
+        else description
+    )
 
 
 def write(network: nn.Module, description: Description, path: Path) -> None:
@@ -84,6 +109,7 @@ def load(path: Path) -> tuple[nn.Module, Description]:
     if dtype is not None:  # as it was written: a network in half is tested in half
         network.to(dtype)
     load_state(network, state, path)
+    merge(network)
     return network.eval(), description
 
 

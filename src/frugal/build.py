@@ -23,43 +23,64 @@ from frugal.artefact import Description
 from frugal.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from frugal.callbacks.exact import ExactRandomness
 from frugal.callbacks.progress import Progress, StepMetrics
-from frugal.data.datamodule import ArrayDataModule
+from frugal.data.module import DataModule
 from frugal.debug import OperationProfiler
 from frugal.errors import SettingsError, did_you_mean
 from frugal.folder import Run, StepCounter
 from frugal.measure import Energy, Ledger, Memory, Throughput, TimeLedger, TimeToTarget, count_flops
 from frugal.measure.flops import StepFlops
-from frugal.models.classifier import Classifier
+from frugal.models.gpt2 import convert, is_gpt2
+from frugal.models.module import Module
 from frugal.paths import find_weights
 from frugal.technique import STAGES, Technique
 
+# What a data module passes on: to the network (`dims`), and to the LightningModule (`facts`); never in a configuration.
+DIMS = frozenset({"input_shape", "classes", "vocabulary", "max_length", "block_size", "separator"})
+FACTS = frozenset({"token_bytes", "token_characters", "padded", "block_size"})
 
-def build_data(cfg: DictConfig, state: dict[str, Any] | None = None) -> ArrayDataModule:
-    """The DataModule; `state` are the statistics of the training split that a trained network was fed with."""
+
+def build_data(cfg: DictConfig, state: dict[str, Any] | None = None) -> DataModule:
+    """The DataModule; `state` is what another one learnt of the training split that a network was fed with."""
+    offered = {key: optional(cfg, key) for key in ("tokenizer", "curriculum")}
     preprocess = settings.instantiate(cfg.preprocess, "preprocess")
+    takes = settings.parameter_names(settings.resolve(cfg.data._target_, "data._target_"))
+    if "tokenizer" in takes and offered["tokenizer"] is None:
+        raise SettingsError("tokenizer=none: text needs one; choose tokenizer=characters, bytes, bpe or words")
+    data = settings.instantiate(cfg.data, "data", offered, preprocess=preprocess, seed=int(cfg.seed))
+    assert isinstance(data, DataModule)
+    if state is None and "tokenizer" in takes and cfg.model.get("init_from"):
+        # whose weights are taken, its tokens are too
+        learnt = artefact.read(find_weights(Path(cfg.model.init_from)))[1].get("state", {})
+        state = {"preprocess": {}, "tokenizer": learnt["tokenizer"]} if "tokenizer" in learnt else None
     if state is not None:
-        preprocess.load_state_dict(state)
-    data = settings.instantiate(cfg.data, "data", preprocess=preprocess, seed=int(cfg.seed))
-    assert isinstance(data, ArrayDataModule)
+        data.load_state_dict(state)
     return data
 
 
-def build_network(cfg: DictConfig, data: ArrayDataModule) -> nn.Module:
-    """A fresh network of the data's dimensions, or with another run's weights (`model.init_from`)."""
-    network = settings.instantiate(cfg.model.network, "model.network", **data.dims())
+def optional(cfg: DictConfig, key: str) -> Any:
+    """What a group's option builds, or None where it is `none`."""
+    node = cfg.get(key)
+    return settings.instantiate(node, key) if node and node.get("_target_") else None
+
+
+def build_network(cfg: DictConfig, data: DataModule) -> tuple[nn.Module, dict[str, Any]]:
+    """A fresh network of the data's dimensions, or with other weights (`model.init_from`); and the figures of its
+    adapters (`model.lora`), if it has any."""
+    network = settings.instantiate(cfg.model.network, "model.network", data.dims())
     source = cfg.model.get("init_from")
     if source:
         path = find_weights(Path(source))
-        state, _ = artefact.read(path)
+        state = convert(path, network.block_size) if is_gpt2(path) else artefact.read(path)[0]
         artefact.load_state(network, state, path)
-    return network
+    return network, artefact.add_adapters(network, settings.plain(cfg.model))
 
 
-def build_module(cfg: DictConfig, network: nn.Module) -> pl.LightningModule:
+def build_module(cfg: DictConfig, network: nn.Module, data: DataModule) -> pl.LightningModule:
     node = {key: value for key, value in settings.plain(cfg.model).items() if key != "network"}
-    schedule = settings.instantiate(cfg.schedule, "schedule") if cfg.schedule and cfg.schedule.get("_target_") else None
-    optimizer = settings.instantiate(cfg.optim, "optim")
-    return settings.instantiate(node, "model", network=network, optimizer=optimizer, schedule=schedule)
+    offered = {**data.facts(), "block_size": data.dims().get("block_size")}
+    optimizer = settings.instantiate(cfg.optim, "optim", {"network": network})
+    schedule = optional(cfg, "schedule")
+    return settings.instantiate(node, "model", offered, network=network, optimizer=optimizer, schedule=schedule)
 
 
 def build_techniques(cfg: DictConfig) -> dict[str, Technique]:
@@ -93,23 +114,26 @@ def build_loggers(cfg: DictConfig, run: Run) -> list[Logger]:
         plain = {name: value for name, value in settings.plain(node).items() if name not in extra}
         if "tags" in takes:
             plain["tags"] = [*(plain.get("tags") or []), *cfg.run.tags]
-        logger = settings.instantiate(plain, f"logger.{key}", **extra)
+        logger = settings.instantiate(plain, f"logger.{key}", extra)
         logger.log_hyperparams(run.record.config)
         loggers.append(logger)
     return loggers
 
 
-def describe(cfg: DictConfig, data: ArrayDataModule) -> Description:
-    preprocess = {**settings.plain(cfg.preprocess), "state": data.preprocess.state_dict()}
+def describe(cfg: DictConfig, data: DataModule) -> Description:
     node = settings.plain(cfg.data)
-    node.get("source", {}).pop("root", None)  # where the data lay and who carried it is no part of what was learnt
-    node.pop("workers", None)
+    for name in data.source.places:  # where the data lay and who carried it is no part of what was learnt
+        node.get("source", {}).pop(name, None)
+    for name in ("workers", "cache", "defaults"):
+        node.pop(name, None)
     return Description(
         model=settings.plain(cfg.model) | {"init_from": None},
         dims={key: list(value) if isinstance(value, tuple) else value for key, value in data.dims().items()},
         task=str(cfg.data.task),
-        preprocess=preprocess,
+        preprocess=settings.plain(cfg.preprocess),
         data=node,
+        tokenizer=settings.plain(cfg.tokenizer) if cfg.get("tokenizer") else {},
+        state=data.state_dict(),
     )
 
 
@@ -194,9 +218,9 @@ def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def check_monitors(cfg: DictConfig, module: pl.LightningModule, data: ArrayDataModule, trainer: pl.Trainer) -> None:
+def check_monitors(cfg: DictConfig, module: pl.LightningModule, data: DataModule, trainer: pl.Trainer) -> None:
     """Refuse a monitored metric that this module never logs, before the training instead of after it."""
-    if not isinstance(module, Classifier):  # of another module nobody knows what it logs
+    if not isinstance(module, Module):  # of another module nobody knows what it logs
         return
     known = module.logged_metrics()
     if "val" not in data.splits:
@@ -216,11 +240,11 @@ _TORCH_THREADS = torch.get_num_threads()
 _FLOPS_PER_THREAD = 1e8
 
 
-def count_step(network: nn.Module, data: ArrayDataModule) -> StepFlops | None:
+def count_step(network: nn.Module, data: DataModule) -> StepFlops | None:
     """Operations of one batch of training; None for a network without trainable weights."""
     if not any(parameter.requires_grad for parameter in network.parameters()):
         return None
-    return count_flops(network, torch.empty(data.batch_size, *data.dims()["input_shape"], device="meta"))
+    return count_flops(network, data.example(data.batch_size, "meta"))
 
 
 def set_threads(cfg: DictConfig, flops: StepFlops | None = None) -> None:

@@ -18,6 +18,7 @@ COMPOSED = {  # verbs whose arguments are Hydra overrides
     "evaluate": "test and measure a run, a checkpoint or an artefact again",
 }
 PLAIN = {  # verbs with ordinary arguments
+    "predict": "go on from a prompt, or classify lines of text, with what a run left",
     "report": "compare runs: a table, CSV, Markdown and Pareto plots",
     "doctor": "what this machine and this installation can do",
 }
@@ -92,6 +93,10 @@ def _dispatch(arguments: list[str]) -> int:
         from frugal.report import main as report
 
         return report(rest)
+    if verb == "predict":
+        from frugal.predict import main as predict
+
+        return predict(rest)
     if verb == "doctor":
         from frugal.doctor import main as doctor
 

@@ -34,6 +34,8 @@ KEPT_RUN_KEYS = {"weights", "monitor", "mode", "target", "target_metric", "targe
 IGNORED_GROUPS = {"logger", "launch"}
 # Keys that name weights to read: what counts is what lies there, not where.
 WEIGHTS_KEYS = {"model.init_from", "source"}
+# Groups whose options may bring those of others, the first the most.
+BRINGERS = ("data", "model")
 # ... and how thoroughly it was measured is part of the hash, but not of the name.
 UNNAMED_GROUPS = IGNORED_GROUPS | {"experiment", "measure"}
 
@@ -66,9 +68,12 @@ def identify(
     # The folder is the experiment's, so the name says only what differs from that.
     experiment = {"experiment": choices["experiment"]} if choices.get("experiment") else {}
     under, implied = _reference(verb, words(experiment), frozen)
-    named = {g: o for g, o in choices.items() if o != implied.get(g) and g not in UNNAMED_GROUPS}
-    if named:  # leaves are told apart from what the named options bring
-        under, _ = _reference(verb, words({**experiment, **named}), frozen)
+    named: dict[str, str | None] = {}
+    # an option may bring others, which then go without saying: data its model, a model its optimizer
+    for group in sorted(choices, key=lambda g: (BRINGERS.index(g) if g in BRINGERS else len(BRINGERS), g)):
+        if choices[group] != implied.get(group) and group not in UNNAMED_GROUPS:
+            named[group] = choices[group]
+            under, implied = _reference(verb, words({**experiment, **named}), frozen)
     shown = {key: value for key, value in difference(cfg, under).items() if key.split(".")[0] not in UNNAMED_GROUPS}
     return Identity(short_name(named, shown), digest, source_sha256(sources), data_sha256)
 

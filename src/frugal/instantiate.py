@@ -16,7 +16,7 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 PACKAGES = ("frugal", "torch", "lightning", "torchmetrics")
 HYDRA_KEYS = {"_target_", "_partial_"}
 # Keys that stand beside `_target_` in an option file and are read by Frugal, not by the target.
-OPTION_KEYS = {"needs", "excludes", "task", "init_from"}
+OPTION_KEYS = {"needs", "excludes", "task", "init_from", "lora"}
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 HYDRA_PACKAGES = ("hydra.", "hydra_plugins.")
 LOGGING_PACKAGES = ("logging.", "colorlog.", "rich.logging.", "frugal.")
@@ -132,8 +132,10 @@ def _is_class_of(path: Any, packages: tuple[str, ...], key: str, bases: tuple[ty
     return inspect.isclass(found) and issubclass(found, bases) and f"{found.__module__}.".startswith(packages)
 
 
-def instantiate(node: Any, key: str = "", **arguments: Any) -> Any:
+def instantiate(node: Any, key: str = "", offered: Mapping[str, Any] | None = None, **arguments: Any) -> Any:
     """Build what `node._target_` names from the node's keys and `arguments`; nested nodes are built first.
+
+    Of what is `offered` the target gets that which its signature names.
 
     A node with `_partial_: true` gives a `functools.partial`. Only classes of torch's Module, Optimizer and
     LRScheduler, Lightning's and torchmetrics' bases, and what `configurable` marked are built. Raises SettingsError.
@@ -143,6 +145,8 @@ def instantiate(node: Any, key: str = "", **arguments: Any) -> Any:
         raise SettingsError(f"{key}: has no _target_, so there is nothing to build")
     target = resolve(plain["_target_"], f"{key}._target_")
     given = _arguments(plain, key)
+    names = parameter_names(target) if offered else []
+    arguments = {name: value for name, value in (offered or {}).items() if name in names} | arguments
     partial = bool(plain.get("_partial_"))
     given = check_call(target, given, key, set(arguments), partial)
     built = {name: _build(value, f"{key}.{name}") for name, value in given.items()}

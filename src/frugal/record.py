@@ -20,6 +20,8 @@ from frugal.errors import RunError
 
 SCHEMA = 1
 FILE_NAME = "record.json"
+CONFUSION = "confusion.csv"  # beside it, of a classifier: rows true, columns predicted, on the test set
+TOKENIZER = "tokenizer.json"  # beside it, of a text run
 Status = Literal["running", "completed", "failed", "interrupted", "refused"]
 
 
@@ -78,6 +80,7 @@ class Compute:
     mfu: float | None = None  # a fraction of the peak, 0 to 1
     peak_flops: float | None = None  # per second, for the compute dtype
     peak_source: str | None = None
+    flops_per_token: int | None = None  # forward and backward, of a whole block
 
 
 @dataclass
@@ -136,6 +139,7 @@ class Record:
     run: RunInfo = field(default_factory=RunInfo)
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
     config: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)  # what was read, cleaned away and encoded; empty for images
     quality: dict[str, float] = field(default_factory=dict)  # "test/accuracy": fractions, "test/loss": nats
     time: Time = field(default_factory=Time)
     throughput: Throughput = field(default_factory=Throughput)

@@ -26,14 +26,15 @@ from frugal.measure import (
 from frugal.measure.flops import StepFlops
 from frugal.measure.latency import LEVELS, build_backends
 from frugal.measure.size import plain_weights
+from frugal.models.generate import timed_paths
 from frugal.record import Fingerprint, Record
 
 if TYPE_CHECKING:
     from frugal.build import Fit
-    from frugal.data.datamodule import ArrayDataModule
+    from frugal.data.module import DataModule
 
 
-def set_fingerprint(record: Record, cfg: DictConfig, data: ArrayDataModule, trainer: pl.Trainer | None = None) -> None:
+def set_fingerprint(record: Record, cfg: DictConfig, data: DataModule, trainer: pl.Trainer | None = None) -> None:
     """What must agree between two runs that are compared."""
     device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
     ranks = trainer.world_size if trainer is not None else 1
@@ -76,7 +77,8 @@ def record_fit(record: Record, fit: Fit) -> None:
 
 def record_compute(record: Record, cfg: DictConfig, flops: StepFlops | None, fit: Fit) -> None:
     """Operations of the training and the share of the device's peak that they reached; after `record_fit`."""
-    batch = int(fit.trainer.datamodule.batch_size)  # type: ignore[attr-defined]
+    data: DataModule = fit.trainer.datamodule  # type: ignore[attr-defined]
+    batch, example = data.batch_size, data.example(1, "meta")
     device = fit.trainer.strategy.root_device
     record.compute, absent = compute_figures(
         flops,
@@ -86,6 +88,8 @@ def record_compute(record: Record, cfg: DictConfig, flops: StepFlops | None, fit
         compute_dtype(str(cfg.trainer.precision), device),
         samples_trained=fit.throughput.samples_trained,
         samples_per_step=batch * int(cfg.trainer.accumulate_grad_batches),
+        tokens_per_sample=None if example.is_floating_point() else example.shape[1],
+        tokens_trained=fit.throughput.tokens_trained,
         devices=fit.trainer.world_size,
         no_peak=None if cfg.measure.mfu else "measure.mfu=false",
     )
@@ -93,15 +97,16 @@ def record_compute(record: Record, cfg: DictConfig, flops: StepFlops | None, fit
 
 
 def measure_network(
-    record: Record, cfg: DictConfig, network: nn.Module, data: ArrayDataModule, file: Path, device: torch.device
+    record: Record, cfg: DictConfig, network: nn.Module, data: DataModule, file: Path, device: torch.device
 ) -> None:
     """Size, sparsity and latency of the artefact as it was read back."""
     network = network.to(device).eval()
     record.size = size_figures(network, file)
     record.sparsity = sparsity_figures(network)
     example = next(iter(data.calibration_batches(1)))[:1]
-    # A network that `trainer.precision=bf16-true` left in half takes its inputs in half.
-    _measure_latency(record, cfg, network, example.to(device, artefact.floating_dtype(network.parameters())))
+    # A network that `trainer.precision=bf16-true` left in half takes its inputs in half; tokens stay what they are.
+    dtype = artefact.floating_dtype(network.parameters()) if example.is_floating_point() else None
+    _measure_latency(record, cfg, network, example.to(device, dtype))
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -125,6 +130,7 @@ def _measure_latency(record: Record, cfg: DictConfig, network: nn.Module, exampl
 
     backends, absent = build_backends(network, level.backends, make_input, batches)
     record.absent.update(absent)
+    backends |= timed_paths(network)
     with console.progress("Measuring latency", len(batches) * len(backends)) as bar:
         record.latency = measure_latency(
             backends,

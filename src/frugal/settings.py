@@ -18,7 +18,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from frugal.errors import RefusedError, SettingsError, did_you_mean
 from frugal.instantiate import (
@@ -59,6 +59,7 @@ __all__ = [
 class Paths:
     data_dir: str = MISSING
     log_dir: str = MISSING
+    cache_dir: str = MISSING  # what was made from data and can be made again: encoded text
 
 
 @dataclass
@@ -121,11 +122,13 @@ class Train:
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     measure: MeasureSettings = field(default_factory=MeasureSettings)
     debug: DebugSettings = field(default_factory=DebugSettings)
-    data: Any = None
+    tokenizer: Any = None
     preprocess: Any = None
-    model: Any = None
+    curriculum: Any = None
     optim: Any = None
     schedule: Any = None
+    model: Any = None
+    data: Any = None
     callbacks: Any = None
     logger: Any = None
     selection: Any = None
@@ -150,7 +153,34 @@ class Evaluate:
     logger: Any = None
 
 
+@dataclass
+class GenerateSettings:
+    tokens: int = 256
+    samples: int = 1  # continuations of the prompt, each with its own draws
+    temperature: float = 0.8  # 0: always the likeliest token
+    top_k: int | None = None  # draw from the k likeliest tokens only
+    top_p: float | None = None  # draw from the likeliest tokens that hold this much probability
+    cache: bool = True  # of keys and values; off, each token costs a pass over all before it
+
+
+@dataclass
+class Predict:
+    """The root of `predict.yaml`."""
+
+    source: Any = None  # a run's folder, a checkpoint or an artefact
+    prompt: str | None = None  # what a language model goes on from; null: the beginning of a document
+    input: str | None = None  # texts to classify: a .txt file (one a line), a .csv or .tsv file, or - for stdin
+    output: str | None = None  # a file; null: stdout
+    format: str | None = None  # csv or jsonl; null: by the name of `output`, else csv
+    column: str = "text"  # of a table: the name of the column with the texts
+    batch_size: int = 64
+    threads: int | None = None
+    seed: int = 0
+    generate: GenerateSettings = field(default_factory=GenerateSettings)
+
+
 CHOICES = {
+    "format": ("csv", "jsonl"),
     "run.weights": ("last", "best"),
     "run.mode": ("min", "max"),
     "run.target_mode": ("min", "max"),
@@ -170,6 +200,11 @@ MINIMA = {
     "trainer.threads": 1,
     "data.batch_size": 1,
     "data.workers": 0,
+    "batch_size": 1,
+    "threads": 1,
+    "generate.tokens": 1,
+    "generate.samples": 1,
+    "generate.top_k": 1,
     "measure.warmup_steps": 0,
 }
 
@@ -200,6 +235,7 @@ def register_schema() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=Train)
     store.store(name="evaluate_schema", node=Evaluate)
+    store.store(name="predict_schema", node=Predict)
 
 
 # ------------------------------------------------------------------------------------------ rules between options
@@ -209,6 +245,7 @@ SECTIONS = {
     "trainer": TrainerSettings,
     "measure": MeasureSettings,
     "debug": DebugSettings,
+    "generate": GenerateSettings,
 }
 
 
@@ -245,12 +282,12 @@ def check_values(cfg: DictConfig) -> None:
         raise SettingsError("trainer.max_epochs=null: trains without end; set it or trainer.max_steps")
     if OmegaConf.select(cfg, "trainer.max_steps") == 0:
         raise SettingsError("trainer.max_steps=0: trains nothing; -1 leaves the end to trainer.max_epochs")
-    if not OmegaConf.select(cfg, "paths.log_dir"):
+    if "paths" in cfg and not OmegaConf.select(cfg, "paths.log_dir"):
         raise SettingsError("paths.log_dir: needs a folder; set it or FRUGAL_LOG_DIR")
     for batch in OmegaConf.select(cfg, "measure.batches") or ():
         if batch < 1:
             raise SettingsError(f"measure.batches: {batch} is no batch size; the least value is 1")
-    experiment = str(OmegaConf.select(cfg, "run.experiment"))
+    experiment = str(OmegaConf.select(cfg, "run.experiment", default="default"))
     if not experiment or Path(experiment).is_absolute() or ".." in Path(experiment).parts:
         raise SettingsError(f"run.experiment={experiment}: needs the name of a folder below paths.log_dir")
     for key in POSITIVE:
@@ -311,6 +348,8 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration in plain containers; an interpolation that cannot be resolved is named."""
     try:
         return typing.cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        raise SettingsError(f"{error.full_key}: needs a value; set {error.full_key}=...") from None
     except OmegaConfBaseException as error:
         raise SettingsError(
             f"{getattr(error, 'full_key', None) or 'configuration'}: {str(error).splitlines()[0]}"

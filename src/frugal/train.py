@@ -7,6 +7,9 @@ when something breaks.
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -22,6 +25,8 @@ from torch import Tensor, nn
 from frugal import artefact, settings
 from frugal.absent import explain_absent
 from frugal.build import (
+    DIMS,
+    FACTS,
     Fit,
     build_data,
     build_fit,
@@ -38,12 +43,14 @@ from frugal.build import (
 )
 from frugal.callbacks.checkpoints import leaving_with_a_checkpoint
 from frugal.callbacks.progress import Progress
-from frugal.data.datamodule import ArrayDataModule
+from frugal.data.module import DataModule
 from frugal.errors import SettingsError
 from frugal.folder import HEARTBEAT, Run, StepCounter
 from frugal.loggers.base import RunLogger
 from frugal.measure import Ledger
 from frugal.measure.heartbeat import Heartbeat
+from frugal.models.lora import merge
+from frugal.record import CONFUSION, TOKENIZER, write_atomic
 from frugal.recording import measure_network, record_compute, record_fit, record_quality, record_time, set_fingerprint
 from frugal.technique import STAGES, Technique
 
@@ -57,12 +64,14 @@ def check(cfg: DictConfig) -> None:
             raise SettingsError(
                 f"{group}: has no _target_, so there is nothing to build; choose an option, {group}=NAME"
             )
-    settings.check_node(cfg.data, "data", {"preprocess", "seed"})
-    settings.check_node(cfg.preprocess, "preprocess")
+    for group in ("tokenizer", "preprocess", "curriculum"):
+        settings.check_node(cfg.get(group), group)
+    settings.check_node(cfg.data, "data", {"preprocess", "tokenizer", "curriculum", "seed"})
     model = {key: value for key, value in settings.plain(cfg.model).items() if key != "network"}
-    settings.check_node(model, "model", {"network", "optimizer", "schedule"})
-    settings.check_node(cfg.model.network, "model.network", {"input_shape", "classes"})
-    settings.check_node(cfg.optim, "optim", {"params"})
+    settings.check_node(model, "model", {"network", "optimizer", "schedule", *FACTS})
+    settings.check_node(cfg.model.network, "model.network", DIMS)
+    settings.check_node(cfg.model.get("lora"), "model.lora")
+    settings.check_node(cfg.optim, "optim", {"params", "network"})
     settings.check_node(cfg.schedule, "schedule", {"optimizer", "total_steps"})
     for name, node in (cfg.callbacks or {}).items():
         settings.check_node(node, f"callbacks.{name}")
@@ -86,10 +95,11 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
             data = build_data(cfg)
             data.prepare_data()
             data.setup("fit")
-            network = build_network(cfg, data)
+            record.data = keep_data(run, data)
+            network, adapters = build_network(cfg, data)
             flops = count_step(network, data)
             set_threads(cfg, flops)
-            module = build_module(cfg, network)
+            module = build_module(cfg, network, data)
             techniques = build_techniques(cfg)
             for technique in techniques.values():
                 technique.prepare(network)
@@ -116,14 +126,15 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
             with ledger.charge("compress"):
                 load_weights(cfg, run, module)
                 network = compress(module, techniques, data)
-                artefact.write(network, description, run.artefact)
+                artefact.write(network, artefact.merged(description), run.artefact)
                 network, _ = artefact.load(run.artefact)
-            record.techniques = {
+            record.techniques = ({"lora": {"option": "lora", **adapters}} if adapters else {}) | {
                 stage: {"option": str(record.config["choices"].get(stage)), **technique.figures()}
                 for stage, technique in techniques.items()
             }
             with ledger.charge("test"):
                 test(cfg, module, network, data, record)
+                keep_confusion(run, module, data)
             with ledger.charge("measure"):
                 measure_network(record, cfg, network, data, run.artefact, fit.trainer.strategy.root_device)
         record_time(record, ledger, fit)
@@ -158,6 +169,14 @@ def start_from(run: Run, fit: Fit, module: pl.LightningModule, steps: StepCounte
     log.info("Continuing at step %d", step)
 
 
+def keep_data(run: Run, data: DataModule) -> dict[str, Any]:
+    """What the data module found, for the record; of text, its tokenizer is kept beside the run."""
+    tokenizer = data.state_dict().get("tokenizer")
+    if tokenizer is not None:
+        write_atomic(run.folder / TOKENIZER, json.dumps(tokenizer, ensure_ascii=False) + "\n")
+    return data.figures()
+
+
 # ------------------------------------------------------------------------------------------------- after the training
 def load_weights(cfg: DictConfig, run: Run, module: pl.LightningModule) -> None:
     """`run.weights=best` takes the weights of the best validation; by default the last ones stay."""
@@ -170,22 +189,23 @@ def load_weights(cfg: DictConfig, run: Run, module: pl.LightningModule) -> None:
     module.load_state_dict(artefact.read_checkpoint(run.best_checkpoint)["state_dict"])
 
 
-def compress(module: pl.LightningModule, techniques: dict[str, Technique], data: ArrayDataModule) -> nn.Module:
-    """Let each technique finish its work on the network, in the order of the stages."""
+def compress(module: pl.LightningModule, techniques: dict[str, Technique], data: DataModule) -> nn.Module:
+    """Merge adapters, then let each technique finish its work on the network, in the order of the stages."""
     network: nn.Module = module.network.cpu().eval()  # type: ignore[union-attr]
+    merge(network)
     for technique in techniques.values():
         network = technique.finalize(network, calibration(data))
     return network
 
 
-def calibration(data: ArrayDataModule, samples: int = 512) -> list[Tensor]:
+def calibration(data: DataModule, samples: int = 512) -> list[Tensor]:
     return list(data.calibration_batches(samples))
 
 
 _TRUE = {torch.bfloat16: "bf16-true", torch.float16: "16-true", torch.float64: "64-true"}
 
 
-def test(cfg: DictConfig, module: pl.LightningModule, network: nn.Module, data: ArrayDataModule, record: Any) -> None:
+def test(cfg: DictConfig, module: pl.LightningModule, network: nn.Module, data: DataModule, record: Any) -> None:
     """Test the network as it was read back from disk, by the same LightningModule's `test_step`."""
     module.network = network
     # A network that was written in another dtype than fp32 is tested in that, whatever the settings of an evaluation.
@@ -202,6 +222,19 @@ def test(cfg: DictConfig, module: pl.LightningModule, network: nn.Module, data: 
             record.quality.update({name: float(value) for name, value in figures.items()})
         (figures,) = trainer.test(module, datamodule=data, verbose=False)
     record.quality.update({name: float(value) for name, value in figures.items()})
+
+
+def keep_confusion(run: Run, module: pl.LightningModule, data: DataModule) -> None:
+    """Write what a classifier took for what on the test set; `frugal report` draws it."""
+    counts = getattr(module, "confusion", None)
+    if counts is None:
+        return
+    names = getattr(data.source, "class_names", None) or [str(label) for label in range(len(counts))]
+    buffer = io.StringIO()
+    table = csv.writer(buffer, lineterminator="\n")
+    table.writerow(["true", *names])
+    table.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
+    write_atomic(run.folder / CONFUSION, buffer.getvalue())
 
 
 def tell(loggers: list[Logger], record: Any, path: Path) -> None:

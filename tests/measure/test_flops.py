@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from frugal import record
 from frugal.measure import compute_figures, count_flops, mfu, peak_flops
 from frugal.measure.flops import StepFlops, gpu_peak
+from frugal.models.gpt import GPT
 
 CPU = torch.device("cpu")
 
@@ -88,6 +90,38 @@ def test_attention_is_counted_and_the_loss_is_asked() -> None:
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tied": False},
+        {"positions": "rotary", "norm": "rmsnorm", "qk_norm": True},
+        {"activation": "swiglu", "width": 192},
+        {"separator": 3, "positions": "relative"},
+        {"bias": True, "checkpointing": True},
+    ],
+    ids=str,
+)
+def test_a_transformer_costs_6n_and_12lhqt_a_token(options: dict[str, Any]) -> None:
+    """Forward and backward, for each token: 6 N + 12 L H Q T (Chowdhery et al. 2022, appendix B), with N all weights
+    that a token is multiplied with: no positions, and the embedding only where it is the head; L layers, H heads of
+    size Q, T tokens in a block. The whole T x T products count, also what causality leaves out.
+
+    N here holds gains and biases too, which are no matrix products: hence the tolerance. Computing activations anew
+    is left out: it is no work of the model's.
+    """
+    T, batch = 64, 3
+    network = GPT(65, T, **options)
+    left_out = ["position.weight", "relative.weight", *([] if network.head is None else ["embedding.weight"])]
+    N = sum(p.numel() for name, p in network.named_parameters() if name not in left_out)
+    LHQ = len(network.blocks) * network.embedding.embedding_dim
+    counted = count_flops(network, torch.zeros(batch, T, dtype=torch.long))
+    assert counted.step / (batch * T) == pytest.approx(6 * N + 12 * LHQ * T, rel=0.01)
+    assert counted.step == 3 * counted.forward
+    matrices = sum(p.numel() for name, p in network.named_parameters() if name not in left_out and p.ndim == 2)
+    assert counted.step == batch * T * (6 * matrices + 12 * LHQ * T)  # and exactly so without them
+
+
+@pytest.mark.parametrize(
     ("gpu", "dtype", "peak"),
     [
         ("NVIDIA A100-SXM4-80GB", "bf16", 312e12),
@@ -138,7 +172,7 @@ def test_compute_figures() -> None:
     )
     assert (compute.flops_per_step, compute.flops_total) == (1200, 59_700)
     assert compute.mfu == pytest.approx(30 * 1000 / (2 * compute.peak_flops))
-    assert absent == {}
+    assert absent == {"compute.flops_per_token": "the batches hold no tokens"}
     mixed, absent = compute_figures(StepFlops(100, 300), 10, rate, CPU, torch.float32, mixed=True)
     assert mixed.mfu is None
     assert "mixes" in absent["compute.mfu"]
@@ -146,7 +180,8 @@ def test_compute_figures() -> None:
         StepFlops(100, 300), 10, rate, CPU, torch.float32, samples_trained=25, no_peak="because"
     )
     assert (spared.flops_per_step, spared.flops_total, spared.mfu, spared.peak_flops) == (300, 750, None, None)
-    assert absent == {f"compute.{name}": "because" for name in ("mfu", "peak_flops", "peak_source")}
+    because = {f"compute.{name}": "because" for name in ("mfu", "peak_flops", "peak_source")}
+    assert absent == because | {"compute.flops_per_token": "the batches hold no tokens"}
     nothing, absent = compute_figures(None, 10, rate, CPU, torch.float32, flops_reason="because")
     assert nothing.flops_per_step is None
     assert absent["compute.flops_total"] == "because"
@@ -155,3 +190,14 @@ def test_compute_figures() -> None:
     )
     assert impossible.mfu is None
     assert "peak" in absent["compute.mfu"]
+
+
+def test_the_work_on_text_is_counted_by_its_tokens() -> None:
+    # 10 samples of 5 tokens in the counted batch, so 6 operations a token; samples of the run were shorter
+    rate = record.Throughput(samples_per_s=1000.0, tokens_per_s=3000.0)
+    compute, absent = compute_figures(
+        StepFlops(100, 300), 10, rate, CPU, torch.float32, 1990, tokens_per_sample=5, tokens_trained=7000
+    )
+    assert (compute.flops_per_token, compute.flops_per_step, compute.flops_total) == (6, 300, 42_000)
+    assert compute.mfu == pytest.approx(6 * 3000 / compute.peak_flops)
+    assert absent == {}

@@ -175,11 +175,14 @@ def test_samples_trained_go_on_after_a_resume_and_lost_work_counts_once(fit: Cal
 
 def test_samples_trained_are_those_of_all_ranks() -> None:
     meter = Throughput()
-    meter.load_state_dict({"windows": [], "fine_ns": 1, "samples_trained": 100})
-    strategy = SimpleNamespace(root_device=torch.device("cpu"), reduce=lambda own, reduce_op: own + 7)
+    meter.load_state_dict({"windows": [], "fine_ns": 1, "samples_trained": 100, "tokens_trained": 1000})
+    strategy = SimpleNamespace(
+        root_device=torch.device("cpu"), reduce=lambda own, reduce_op: own + torch.tensor([7, 70])
+    )
     meter._trainer = SimpleNamespace(world_size=2, strategy=strategy)  # type: ignore[assignment]
-    meter._trained = 8
+    meter._trained = (8, 80)
     assert meter.state_dict()["samples_trained"] == 100 + 8 + 7
+    assert meter.state_dict()["tokens_trained"] == 1000 + 80 + 70
 
 
 def test_time_to_target(fit: Callable[..., Any]) -> None:

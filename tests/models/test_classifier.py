@@ -18,7 +18,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from frugal.errors import SettingsError
-from frugal.models.classifier import Classifier
+from frugal.models.classifier import Classifier, macro_f1
 from frugal.models.simple_net import SimpleNet
 from frugal.optim.optimizers import SGD, Adam, AdamW
 from frugal.optim.schedules import Step
@@ -175,7 +175,7 @@ def test_metrics_are_those_of_the_whole_set_with_an_uneven_last_batch() -> None:
     tested = trainer().test(module, Batches(batches), verbose=False)[0]
     assert tested["test/loss"] == pytest.approx(loss, rel=1e-6)
     assert tested["test/accuracy"] == correct / 103
-    assert set(tested) == {"test/loss", "test/accuracy"}
+    assert set(tested) == {"test/loss", "test/accuracy", "test/macro_f1"}
 
 
 def test_agrees_with_torchmetrics_and_logs_those_that_were_asked_for() -> None:
@@ -360,3 +360,30 @@ def test_lightning_has_nothing_to_warn_of() -> None:
         used.fit(module, Batches(split(*samples(20), 10)), Batches(split(*samples(20), 10)))
     about_module = [str(w.message) for w in caught if "log(" in str(w.message) or "scheduler" in str(w.message)]
     assert about_module == []
+
+
+def test_macro_f1_by_hand() -> None:
+    # class 0: 3 right of 4, one taken for it wrongly: 2*3 / (4 + 4); class 1: 2 right of 3 and of 3; class 2: not there
+    confusion = torch.tensor([[3, 1, 0], [1, 2, 0], [0, 0, 0]])
+    assert float(macro_f1(confusion)) == pytest.approx((6 / 8 + 4 / 6) / 2)
+
+
+def test_macro_f1_and_confusion_are_those_of_all_batches() -> None:
+    network, (x, y) = seeded_net(), samples(50)
+    model = Classifier(network)
+    used = trainer()
+    (figures,) = used.test(model, Batches(split(x, y, 16)), verbose=False)
+    with torch.no_grad():
+        predicted = network(x).argmax(1)
+    expected = torch.zeros(3, 3, dtype=torch.int64)
+    for true, taken in zip(y.tolist(), predicted.tolist(), strict=True):
+        expected[true, taken] += 1
+    assert torch.equal(model.confusion, expected)
+    reference = MulticlassF1Score(3, average="macro")(predicted, y)
+    assert figures["test/macro_f1"] == pytest.approx(float(reference))
+
+
+def test_a_text_has_as_many_tokens_as_are_no_padding() -> None:
+    tokens = torch.tensor([[4, 2, 0, 0], [7, 7, 7, 1]])
+    assert Classifier(nn.Identity()).count_batch((tokens, torch.zeros(2, dtype=torch.long))) == (2, 6)
+    assert Classifier(nn.Identity()).count_batch((torch.zeros(3, 4), torch.zeros(3, dtype=torch.long))) == (3, None)

@@ -101,6 +101,19 @@ def test_gradients_can_be_clipped_beside_a_scaler(ours: Any) -> None:
     assert not _optimizer_handles_unscaling(ours([parameter()]))
 
 
+def test_decay_of_matrices_spares_vectors() -> None:
+    matrix, vector = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+    optimizer = AdamW([vector, matrix], lr=0.1, weight_decay=0.5, decay="matrices")
+    matrix.grad, vector.grad = torch.zeros(2, 2), torch.zeros(2)
+    optimizer.step()
+    torch.testing.assert_close(matrix.detach(), torch.full((2, 2), 0.95))
+    assert torch.equal(vector.detach(), torch.ones(2))
+    assert all(group["fused"] for group in optimizer.param_groups)
+    assert len(AdamW([vector], decay="matrices").param_groups) == 1
+    with pytest.raises(SettingsError, match=r"optim\.decay=vectors is unknown"):
+        AdamW([matrix], decay="vectors")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_zero_grad(set_to_none: bool) -> None:
     p = parameter()

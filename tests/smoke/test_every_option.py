@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import re
 import shlex
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,9 @@ from command import TINY, inside
 from frugal import settings
 from frugal.compose import compose
 from frugal.data.mnist import MNIST
+from frugal.data.shakespeare import Shakespeare
+from frugal.data.sst2 import SST2
+from frugal.data.wikitext2 import WikiText2
 from frugal.measure.latency import LEVELS
 from frugal.record import Record
 
@@ -35,9 +40,42 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # typ
 
 
 @pytest.fixture
-def mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """MNIST's four files with 200 and 50 images, as its own are checked: by their sums."""
-    folder = tmp_path / "data" / "mnist"
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with small stand-ins for all that is fetched, checked by their own sums, and files of the user's."""
+    folder = tmp_path / "data"
+    monkeypatch.setenv("FRUGAL_DATA_DIR", str(folder))
+    few_images(folder / "mnist", monkeypatch)
+    few_words(folder, monkeypatch)
+    return folder
+
+
+def few_words(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    play = "".join(f"ACT {i}.\nEnter {'a king' if i % 3 else 'a fool'}, and says {i * i} words.\n" for i in range(150))
+    article = " \n = Valley {} = \n \n A valley of {} rivers , dry in summer . \n \n"
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, count in (("train", 60), ("valid", 9), ("test", 9)):
+            text = "".join(article.format(i, i * i) for i in range(count))
+            file.writestr(f"wikitext-2-raw/wiki.{name}.raw", text)
+    reviews = [(f"a {'good' if i % 2 else 'bad'} film number {i} , seen twice", i % 2) for i in range(90)]
+    lines = "".join(f"{text}\t{label}\n" for text, label in reviews)
+    for source, files in (
+        (Shakespeare, {"input.txt": play.encode()}),
+        (WikiText2, {"wikitext-2-raw-v1.zip": archive.getvalue()}),
+        (SST2, {f"{name}.tsv": lines.encode() for name in ("train", "dev", "test")}),
+    ):
+        (folder / source.folder).mkdir()
+        for name, content in files.items():
+            (folder / source.folder / name).write_bytes(content)
+        sums = {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in files.items()}
+        monkeypatch.setattr(source, "md5", sums)
+    Path("book.txt").write_text(play)
+    rows = "".join(f'"{text}",{label}\n' for text, label in reviews)
+    Path("reviews.csv").write_text("text,label\n" + rows)
+
+
+def few_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MNIST's four files with 200 and 50 images."""
     folder.mkdir(parents=True)
     draw, sums = np.random.Generator(np.random.PCG64(0)), {}
     for prefix, count in (("train", 200), ("t10k", 50)):
@@ -47,8 +85,6 @@ def mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (folder / name).write_bytes(gzip.compress(head + array.tobytes(), mtime=0))
             sums[name] = hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
     monkeypatch.setattr(MNIST, "md5", sums)
-    monkeypatch.setenv("FRUGAL_DATA_DIR", str(tmp_path / "data"))
-    return folder
 
 
 # ----------------------------------------------------------------------------------------------------------- its effect
@@ -67,6 +103,19 @@ def parameters(count: int) -> Callable[[Record, Path], bool]:
     return lambda record, folder: record.size.parameters == count
 
 
+def tokenizer(name: str) -> Callable[[Record, Path], bool]:
+    """Its name in the record, and its vocabulary beside the run."""
+    return lambda record, folder: (
+        record.data["tokenizer"]["name"] == name and len((folder / "tokenizer.json").read_text()) > 10
+    )
+
+
+def splits_of(*names: str) -> Callable[[Record, Path], bool]:
+    return lambda record, folder: (
+        set(record.data["splits"]) == set(names) and all(s["tokens"] > 0 for s in record.data["splits"].values())
+    )
+
+
 def falls(folder: Path) -> bool:
     seen = rates(folder)
     return seen[-1] < max(seen)
@@ -79,6 +128,27 @@ EFFECTS: dict[str, Callable[[Record, Path], bool]] = {
     "model=lenet_300_100": parameters(266_610),
     "model=lenet5": parameters(431_080),
     "data=mnist": lambda record, folder: record.config["data"]["source"]["_target_"].endswith("MNIST"),
+    "model=gpt": lambda record, folder: "test/bits_per_character" in record.quality,
+    "model=gpt_mini": lambda record, folder: record.config["model"]["network"]["activation"] == "relu2",
+    "model=gpt2": lambda record, folder: record.config["model"]["network"]["bias"] is True,
+    "model=ngram": lambda record, folder: record.quality["test/loss"] < 2.5,  # one pass of counting is all it needs
+    "model=bag_of_ngrams": lambda record, folder: "test/macro_f1" in record.quality,
+    "model=text_cnn": lambda record, folder: (folder / "confusion.csv").read_text().startswith("true,negative,"),
+    "model=text_encoder": lambda record, folder: (record.compute.flops_per_token or 0) > 0,
+    "data=pydocs": splits_of("train", "val", "test"),
+    "data=shakespeare": splits_of("train", "val", "test"),
+    "data=wikitext2": splits_of("train", "val", "test"),
+    "data=text_file": splits_of("train", "val", "test"),
+    "data=sst2": splits_of("train", "val", "test"),
+    "data=csv_text": splits_of("train", "val", "test"),
+    "tokenizer=characters": tokenizer("Characters"),
+    "tokenizer=bytes": lambda record, folder: record.data["tokenizer"]["vocabulary"] == 256,
+    "tokenizer=bpe": tokenizer("BPE"),
+    "tokenizer=words": tokenizer("Words"),
+    "preprocess=text": lambda record, folder: "train" in record.data["cleaning"],
+    "curriculum=length_warmup": lambda record, folder: record.config["curriculum"]["start"] == 8,
+    "optim=muon": lambda record, folder: any("momentum_buffer" in s for s in optimizer(folder)["state"].values()),
+    "optim=nanogpt": lambda record, folder: {g["weight_decay"] for g in optimizer(folder)["param_groups"]} == {0, 0.1},
     "optim=sgd": lambda record, folder: optimizer(folder)["param_groups"][0]["momentum"] == 0,
     "optim=momentum": lambda record, folder: optimizer(folder)["param_groups"][0]["momentum"] == 0.9,
     "optim=nesterov": lambda record, folder: optimizer(folder)["param_groups"][0]["nesterov"] is True,
@@ -105,8 +175,31 @@ EFFECTS: dict[str, Callable[[Record, Path], bool]] = {
         (folder / "metrics.csv").is_file() and bool(list(folder.rglob("run-*.wandb")))
     ),
 }
+GPT_SIZE = [f"model.network.{word}" for word in ("layers=1", "heads=2", "width=16")]
+BLOCKS = ["data.batch_size=4", "data.block_size=16", "data.eval_batch_size=16"]
+LANGUAGE = ["data=shakespeare", *BLOCKS, *GPT_SIZE]
 # Settings beside an option that let its effect be seen.
 BESIDE = {
+    "model=gpt": LANGUAGE,
+    "model=gpt_mini": LANGUAGE,
+    "model=gpt2": LANGUAGE,
+    "model=ngram": ["data=shakespeare", "data.batch_size=4", "trainer.limit_train_batches=1.0"],
+    "model=bag_of_ngrams": ["data=sst2"],
+    "model=text_cnn": ["data=sst2"],
+    "model=text_encoder": ["data=sst2"],
+    "data=pydocs": [*BLOCKS, *GPT_SIZE],
+    "data=shakespeare": [*BLOCKS, *GPT_SIZE],
+    "data=wikitext2": [*BLOCKS, *GPT_SIZE],
+    "data=text_file": ["data.source.path=book.txt", *BLOCKS, *GPT_SIZE],
+    "data=csv_text": ["data.source.path=reviews.csv"],
+    "tokenizer=characters": LANGUAGE,
+    "tokenizer=bytes": LANGUAGE,
+    "tokenizer=bpe": [*LANGUAGE, "tokenizer.vocabulary=300"],
+    "tokenizer=words": ["data=sst2"],
+    "preprocess=text": LANGUAGE,
+    "curriculum=length_warmup": LANGUAGE,
+    "optim=muon": LANGUAGE,
+    "optim=nanogpt": LANGUAGE,
     "callbacks=early_stopping": ["trainer.max_epochs=150", "optim.lr=1e-12"],
     "measure=standard": ["measure.batches=[1]"],
     "measure=thorough": ["measure.batches=[1]"],
@@ -122,7 +215,7 @@ named = [pytest.param(g, o, marks=MARKS.get(f"{g}={o}", []), id=f"{g}={o}") for 
 
 
 @pytest.mark.parametrize(("group", "option"), named)
-def test_it_runs_and_takes_effect(group: str, option: str, mnist: Path, tmp_path: Path) -> None:
+def test_it_runs_and_takes_effect(group: str, option: str, data: Path, tmp_path: Path) -> None:
     word = f"{group}={option}"
     short = [s for s in SHORT if not (s.startswith("measure") and group == "measure")]
     words = ["trainer.threads=1", word, *(short if group != "debug" else ["measure=none"]), *BESIDE.get(word, [])]
@@ -130,7 +223,8 @@ def test_it_runs_and_takes_effect(group: str, option: str, mnist: Path, tmp_path
     folder = tmp_path / "logs" / record.run.experiment / record.run.name
     assert Record.read(folder) == record and record.status == "completed"
     assert record.config["choices"][group] == option
-    assert 0 <= record.quality["test/accuracy"] <= 1 and (folder / "model.safetensors").is_file()
+    assert record.quality["test/loss"] > 0 and (folder / "model.safetensors").is_file()
+    assert all(0 <= value <= 1 for name, value in record.quality.items() if name.endswith("accuracy"))
     if word in EFFECTS:
         assert EFFECTS[word](record, folder)
     if group == "measure":
@@ -175,8 +269,8 @@ def test_a_file_begins_with_what_it_is_and_a_command_that_composes(path: Path) -
     assert not said[0].startswith("frugal ") and len(said[0]) > 15
     (command,) = [line for line in said if line.startswith("frugal ")]
     _, verb, *words = shlex.split(command)
-    assert verb in ("train", "evaluate")
-    if verb == "evaluate":
+    assert verb in ("train", "evaluate", "predict")
+    if verb != "train":
         words = [f"source={words[0]}", *words[1:]]
     if path.parent != SHIPPED:
         group, _, option = next(

@@ -165,9 +165,11 @@ class Progress(Lean, ProgressBar):
             parts.append(f"loss {float(loss):.{3 if brief else 4}g}")
         shown = sorted(self._validation, key=lambda key: key == "val/loss")  # a bar has room for another than the loss
         parts += [f"{key} {self._validation[key]:.4g}" for key in (shown[:1] if brief else self._validation)]
-        rate = getattr(self._throughput, "last_samples_per_s", None)
-        if rate is not None:
-            parts.append(f"{rate:,.0f}/s" if brief else f"{rate:,.0f} samples/s")
+        for unit in ("tokens", "samples"):
+            rate = getattr(self._throughput, f"last_{unit}_per_s", None)
+            if rate is not None:
+                parts.append(f"{rate:,.0f}/s" if brief else f"{rate:,.0f} {unit}/s")
+                break
         return "  ".join(parts)
 
 
@@ -176,7 +178,8 @@ class StepMetrics(Lean):
 
     They go to `trainer.loggers` directly: `self.log` costs some 400 µs a step even where nothing is written.
 
-    `train/loss_step`, `lr` (`lr/1` for a second group of parameters), `throughput/samples_per_s` of the last window,
+    `train/loss_step`, `lr` (`lr/1` for a second group of parameters), `throughput/samples_per_s` of the last window
+    (of text `tokens_per_s` too),
     `ledger/<bucket>` as shares of the wall time so far, `memory/private_bytes` (Linux), `memory/gpu_allocated_bytes`.
     """
 
@@ -204,6 +207,9 @@ class StepMetrics(Lean):
             rate = getattr(callback, "last_samples_per_s", None)
             if rate is not None:
                 metrics["throughput/samples_per_s"] = rate
+            rate = getattr(callback, "last_tokens_per_s", None)
+            if rate is not None:
+                metrics["throughput/tokens_per_s"] = rate
             if isinstance(callback, TimeLedger):
                 metrics |= _shares(callback.figures())
         metrics |= _memory(trainer.strategy.root_device)

@@ -14,13 +14,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from frugal.data.source import Source, Split
+from frugal.data.source import ArraySource, Split
 from frugal.errors import DataError
 
 SAMPLES, PIXELS, BRIGHTEST = 1797, 64, 16
 
 
-class Digits(Source):
+class Digits(ArraySource):
     """Images (N, 1, size, size) of 0 to 255. Every fifth sample of a class, in file order, is for testing.
 
     `size` 28 is what MNIST's networks take: each of the 8x8 pixels becomes 3x3, with a border of 2. 8 is as recorded.

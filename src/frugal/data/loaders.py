@@ -1,23 +1,34 @@
-"""Batches of data that sits in memory: no per-sample work, no collate. Lightning takes any iterable with a length."""
+"""Batches of data that sits in memory or in mapped files: no per-sample work, no collate. Lightning takes any iterable
+with a length."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from frugal.data.sampler import BatchOrder
-
 Batch = tuple[Tensor, Tensor]
 
 
-class TrainLoader:
-    """Training batches `(x, y)` in the order of a `BatchOrder`, a new epoch at each `iter`.
+class Order(Protocol):
+    """Which samples each training batch of this process holds: a pure function of seed, epoch and position."""
 
+    def __len__(self) -> int:
+        """Batches an epoch."""
+
+    def batches(self, epoch: int, start: int = 0) -> Iterable[np.ndarray]:
+        """The batches of an epoch from the `start`-th on, each as what `gather` takes."""
+
+
+class TrainLoader:
+    """Training batches `gather(indices)` in an `Order`, a new epoch at each `iter`.
+
+    `gather` makes a batch `(x, y)` of an array of the order's; with `workers` it is called in other processes.
     `done()` tells how many batches the training has done in all, and so where the next `iter` begins: on a resume in
     mid-epoch. Without it the loader counts epochs itself, and `state_dict` says where it stands.
     `epoch_batches` is how many batches make an epoch, where that is fewer than there are; `reshuffle` False repeats
@@ -29,9 +40,8 @@ class TrainLoader:
 
     def __init__(
         self,
-        x: Tensor,
-        y: Tensor,
-        order: BatchOrder,
+        gather: Callable[[np.ndarray], Batch],
+        order: Order,
         epoch_batches: int | None = None,
         reshuffle: bool = True,
         done: Callable[[], int] | None = None,
@@ -41,11 +51,11 @@ class TrainLoader:
         self.order = order
         self.epoch, self.position = -1, 0
         self.num_workers = workers
-        self._rows = _Rows(x, y, pin=pin and not workers)  # from a worker, the DataLoader pins
+        self._gather = gather
         self._epoch_batches = len(order) if epoch_batches is None else min(epoch_batches, len(order))
         self._reshuffle, self._done, self._pin = reshuffle, done, pin
         self._loaded = False
-        self._pending = _Pending()
+        self._pending = _Pending(len(order))
         self._processes: DataLoader[Batch] | None = None
 
     def __len__(self) -> int:
@@ -91,13 +101,14 @@ class TrainLoader:
             self._processes._iterator = value
 
     def _in_memory(self, epoch: int) -> Iterator[Batch]:
-        for rows in self._remaining(epoch):
-            yield self._rows[rows]
+        for indices in self._remaining(epoch):
+            batch = self._gather(indices)
+            yield _locked(batch) if self._pin else batch
 
     def _in_processes(self, epoch: int) -> Iterator[Batch]:
         if self._processes is None:
             self._processes = DataLoader(
-                self._rows,
+                _Gathered(self._gather),
                 batch_size=None,
                 sampler=self._pending,
                 collate_fn=_as_it_is,
@@ -109,50 +120,71 @@ class TrainLoader:
         self._pending.batches = self._remaining(epoch)
         yield from self._processes
 
-    def _remaining(self, epoch: int) -> list[np.ndarray]:
-        return self.order.batches(epoch)[self.position : self._epoch_batches]
+    def _remaining(self, epoch: int) -> Iterator[np.ndarray]:
+        return itertools.islice(self.order.batches(epoch, self.position), self._epoch_batches - self.position)
 
 
 class EvalLoader:
-    """Batches `(x, y)` in the order of the data, as views; over all ranks each sample comes once.
+    """Batches `stretch(begin, end)` of samples 0 to `samples` in order; over all ranks each sample comes once.
 
     On several ranks, each takes its own stretch in as many batches as the others, since they wait for each other at
     every batch; batches then differ in size by a sample at most.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, batch_size: int, rank: int = 0, ranks: int = 1, pin: bool = False) -> None:
-        self._x, self._y, self._pin = x, y, pin
+    def __init__(
+        self,
+        stretch: Callable[[int, int], Batch],
+        samples: int,
+        batch_size: int,
+        rank: int = 0,
+        ranks: int = 1,
+        pin: bool = False,
+    ) -> None:
+        self._stretch, self._pin = stretch, pin
+        # arithmetic, not a list of edges: there may be millions
+        self._samples, self._size = samples, batch_size
+        self._rank = rank
         if ranks == 1:
-            self._edges = [*range(0, len(x), batch_size), len(x)]
+            self._batches = self._all = -(-samples // batch_size)
         else:
-            batches = min(-(-len(x) // (batch_size * ranks)), len(x) // ranks)  # none of them empty
-            edges = [i * len(x) // (batches * ranks) for i in range(batches * ranks + 1)]
-            self._edges = edges[rank * batches : (rank + 1) * batches + 1]
+            self._batches = min(-(-samples // (batch_size * ranks)), samples // ranks)  # none of them empty
+            self._all = self._batches * ranks
+        self._even = ranks > 1
 
     def __len__(self) -> int:
-        return len(self._edges) - 1
+        return self._batches
 
     def __iter__(self) -> Iterator[Batch]:
-        for begin, end in zip(self._edges[:-1], self._edges[1:], strict=True):
-            x, y = self._x[begin:end], self._y[begin:end]
-            yield (x.pin_memory(), y.pin_memory()) if self._pin else (x, y)
+        first = self._rank * self._batches
+        for i in range(first, first + self._batches):
+            batch = self._stretch(self._edge(i), self._edge(i + 1))
+            yield _locked(batch) if self._pin else batch
+
+    def _edge(self, i: int) -> int:
+        return i * self._samples // self._all if self._even else min(i * self._size, self._samples)
 
 
-class _Rows(Dataset[Batch]):
-    """Rows by an array of indices: a whole batch an item.
+class Rows:
+    """Samples of two tensors in memory, by an array of row numbers or by a stretch of rows.
 
     numpy gathers rows of bytes in half the time of torch's index_select, and on one thread, so that a second one that
-    the machine has given to somebody else never holds up a batch.
+    the machine has given to somebody else never holds up a batch. `pin` gathers into page-locked memory at once.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, pin: bool) -> None:
-        self.arrays, self.pin = (x.numpy(), y.numpy()), pin
+    def __init__(self, x: Tensor, y: Tensor, pin: bool = False) -> None:
+        self.x, self.y, self.pin = x, y, pin
+        self.arrays = x.numpy(), y.numpy()
 
-    def __getitem__(self, rows: np.ndarray) -> Batch:
+    def __call__(self, rows: np.ndarray) -> Batch:
+        """A copy of these rows, which may be written into."""
         x, y = self.arrays
         if not self.pin:
             return torch.from_numpy(x.take(rows, axis=0)), torch.from_numpy(y.take(rows, axis=0))
         return self._locked(x, rows), self._locked(y, rows)
+
+    def stretch(self, begin: int, end: int) -> Batch:
+        """Rows `begin` to `end`, as views."""
+        return self.x[begin:end], self.y[begin:end]
 
     @staticmethod
     def _locked(values: np.ndarray, rows: np.ndarray) -> Tensor:
@@ -162,20 +194,36 @@ class _Rows(Dataset[Batch]):
         return locked
 
 
+def _locked(batch: Batch) -> Batch:
+    x, y = batch
+    return x.pin_memory(), y.pin_memory()  # returns what is pinned already as it is
+
+
+class _Gathered(Dataset[Batch]):
+    """What a worker runs: a whole batch an item."""
+
+    def __init__(self, gather: Callable[[np.ndarray], Batch]) -> None:
+        self.gather = gather
+
+    def __getitem__(self, indices: np.ndarray) -> Batch:
+        return self.gather(indices)
+
+
 class _Pending:
-    """The sampler of the inner DataLoader, in the main process: the batches to give out next.
+    """The sampler of the inner DataLoader, in the main process: the batches to give out next, drawn as they are needed.
 
     Knows nothing of its owner: workers of a loader that ends in a reference cycle take ten seconds to go.
     """
 
-    def __init__(self) -> None:
-        self.batches: list[np.ndarray] = []
+    def __init__(self, length: int) -> None:
+        self.batches: Iterable[np.ndarray] = ()
+        self.length = length
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return iter(self.batches)
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return self.length
 
 
 def _as_it_is(batch: Any) -> Any:

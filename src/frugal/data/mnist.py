@@ -13,13 +13,13 @@ from typing import ClassVar
 import numpy as np
 
 from frugal.data.fetch import fetch, read_verified
-from frugal.data.source import Source, Split
+from frugal.data.source import ArraySource, Split
 from frugal.errors import DataError
 
 IDX_UINT8 = 0x08  # the third byte of an idx file: its element type
 
 
-class MNIST(Source):
+class MNIST(ArraySource):
     """Images (N, 1, 28, 28) of 0 to 255, in the data set's own two splits; files lie in `root`/mnist.
 
     `mirrors` are base addresses that are tried in turn for files that are missing; None: two public ones.

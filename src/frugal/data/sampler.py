@@ -48,10 +48,10 @@ class BatchOrder:
         begin = self.whole * batch + self.rank * self.rest
         return np.concatenate((whole.reshape(-1), order[begin : begin + self.rest]))
 
-    def batches(self, epoch: int) -> list[np.ndarray]:
-        """The rows, batch by batch."""
-        rows = self.rows(epoch)
-        return [rows[i : i + self.rank_batch_size] for i in range(0, len(rows), self.rank_batch_size)]
+    def batches(self, epoch: int, start: int = 0) -> list[np.ndarray]:
+        """The rows, batch by batch, from the `start`-th batch on."""
+        rows, size = self.rows(epoch), self.rank_batch_size
+        return [rows[i : i + size] for i in range(start * size, len(rows), size)]
 
 
 def permutation(n: int, seed: int, epoch: int) -> np.ndarray:

@@ -1,10 +1,16 @@
-"""What a data set is: named splits of plain arrays. Needs numpy only, so that its identity is had without torch."""
+"""What a data set is: named splits of plain arrays, or of text. Needs numpy only, so that its identity is had without
+torch.
+
+A source derives from the class that says what it holds: `ArraySource` (images, tables), `TextSource` (running text for
+language models) or `LabelledTextSource` (texts with a class each).
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -24,13 +30,36 @@ class Split:
         return len(self.x)
 
 
+@dataclass(frozen=True)
+class LabelledTexts:
+    """Texts and the class of each."""
+
+    texts: list[str]
+    y: np.ndarray  # int64 (N,)
+
+    def __post_init__(self) -> None:
+        if len(self.texts) != len(self.y):
+            raise ValueError(f"each text needs one label: {len(self.texts)} texts, {len(self.y)} labels")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+class Piece(NamedTuple):
+    """Some of a document; a long one comes in several pieces, so that it need not fit in memory."""
+
+    text: str
+    last: bool = True  # whether the document ends with it
+
+
 class Source(ABC):
     """A data set with its own splits. Any subclass may be named by `_target_` under `data.source`."""
 
     __frugal_configurable__: ClassVar[bool] = True
 
-    task: ClassVar[str]  # "classification" or "regression"
+    task: ClassVar[str]  # "classification", "regression", "text_classification" or "language_modeling"
     classes: int | None = None  # where it is known without reading the data
+    places: ClassVar[tuple[str, ...]] = ("root",)  # arguments that only say where the data lie; no artefact keeps them
 
     @abstractmethod
     def sha256(self) -> str:
@@ -40,6 +69,36 @@ class Source(ABC):
     def prepare(self) -> None:
         """Fetch what is missing and verify what is there; may be called again. Raises DataError."""
 
+
+class ArraySource(Source):
+    """Images or tables that fit in memory; `task` is "classification" or "regression"."""
+
     @abstractmethod
     def load(self) -> dict[str, Split]:
+        """The splits "train" and "test" and, where the data set has one, "val". Raises DataError."""
+
+
+class TextSource(Source):
+    """Running text in documents, of any size."""
+
+    task: ClassVar[str] = "language_modeling"
+
+    splits: tuple[str, ...] = ("train", "test")  # those that the data set itself has, of "train", "val" and "test"
+    dropped: dict[str, int]  # how often reading met what it could not use; filled while reading
+
+    @abstractmethod
+    def documents(self, split: str) -> Iterator[Piece]:
+        """The documents of a split in order, in constant memory; the same at each call. Raises DataError."""
+
+
+class LabelledTextSource(Source):
+    """Texts with one class each, few enough to fit in memory."""
+
+    task: ClassVar[str] = "text_classification"
+
+    class_names: list[str] | None = None  # by label; where None, known after `load` at the latest
+    dropped: dict[str, int]  # rows that could not be used, by reason; filled by `load`
+
+    @abstractmethod
+    def load(self) -> dict[str, LabelledTexts]:
         """The splits "train" and "test" and, where the data set has one, "val". Raises DataError."""

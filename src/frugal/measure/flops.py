@@ -112,6 +112,8 @@ def compute_figures(
     dtype: torch.dtype,
     samples_trained: int = 0,
     samples_per_step: int | None = None,
+    tokens_per_sample: int | None = None,
+    tokens_trained: int = 0,
     devices: int = 1,
     tf32: bool = False,
     mixed: bool = False,
@@ -123,6 +125,9 @@ def compute_figures(
     Args:
         flops: of the counted batch of `batch_samples` samples.
         samples_per_step: of one optimizer step: batch times accumulation times ranks; by default `batch_samples`.
+        tokens_per_sample: of text, in the counted batch. Where it is given, a run's work is counted by its tokens: a
+            sample of the counted batch may be longer than most.
+        tokens_trained: of the whole run, as `Throughput.tokens_trained`.
         samples_trained: of the whole run, as `Throughput.samples_trained`: an epoch's last batch may be a short one.
         devices: how many shared the work; the peak is that of one.
         dtype: in which the matrix products run.
@@ -136,6 +141,14 @@ def compute_figures(
     per_sample = flops.step / batch_samples
     compute.flops_per_step = round(per_sample * (samples_per_step or batch_samples))
     compute.flops_total = round(per_sample * samples_trained)
+    flops_per_s = per_sample * throughput.samples_per_s if throughput.samples_per_s is not None else None
+    if tokens_per_sample is None:
+        absent["compute.flops_per_token"] = "the batches hold no tokens"
+    else:
+        per_token = per_sample / tokens_per_sample
+        compute.flops_per_token = round(per_token)
+        compute.flops_total = round(per_token * tokens_trained)
+        flops_per_s = per_token * throughput.tokens_per_s if throughput.tokens_per_s is not None else None
     compute.peak_flops, source = peak_flops(device, dtype, tf32) if no_peak is None else (None, no_peak)
     if compute.peak_flops is None:
         absent |= {f"compute.{name}": source for name in ("mfu", "peak_flops", "peak_source")}
@@ -143,10 +156,10 @@ def compute_figures(
     compute.peak_source = source
     if mixed:
         absent["compute.mfu"] = "one step mixes several dtypes, each with a peak of its own"
-    elif throughput.samples_per_s is None:
+    elif flops_per_s is None:
         absent["compute.mfu"] = "there is no throughput"
     else:
-        compute.mfu, reason = mfu(per_sample * throughput.samples_per_s, compute.peak_flops * devices)
+        compute.mfu, reason = mfu(flops_per_s, compute.peak_flops * devices)
         if reason is not None:
             absent["compute.mfu"] = reason
     return compute, absent
@@ -201,6 +214,8 @@ def _copy(network: nn.Module, device: str | None) -> nn.Module:
     clone = copy.deepcopy(network, memo)
     for module in clone.modules():
         module._compiled_call_impl = None  # compiling the copy would cost a minute and count nothing
+        if getattr(module, "checkpointing", False) is True:
+            module.checkpointing = False  # computing anew is no work of the model's
     return clone
 
 

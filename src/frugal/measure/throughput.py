@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
@@ -39,13 +39,15 @@ class Throughput(Meter):
         self.warmup_steps = warmup_steps
         self.window_s = window_s
         self.window_steps = window_steps
-        self.last_samples_per_s: float | None = None  # this rank's last window: for progress bars and step loggers
+        # This rank's last window: for progress bars and step loggers.
+        self.last_samples_per_s: float | None = None
+        self.last_tokens_per_s: float | None = None
         self._fine_ns = int(window_s * 1e9 / 16)
         self._windows: list[tuple[int, int, int, int]] = []  # steps, samples, tokens, nanoseconds
         self._samples = self._tokens = 0  # of all batches since training began in this process
-        self._trained_earlier = 0  # samples of all ranks behind the weights that training began with
-        self._trained = self._untaken = 0  # of this rank: in optimizer steps, and in a step that is not yet taken
-        self._trained_all: int | None = None  # of all ranks in this process, once training has ended
+        self._trained_earlier = (0, 0)  # samples and tokens of all ranks behind the weights that training began with
+        self._trained = self._untaken = (0, 0)  # of this rank: in optimizer steps, and in one that is not yet taken
+        self._trained_all: tuple[int, int] | None = None  # of all ranks in this process, once training has ended
         self._steps_seen = 0
         self._scale: float | None = 1.0  # samples of all ranks over samples of this one
         self._edge: tuple[int, int, int, int] | None = None  # step, samples, tokens, ns at the open window's start
@@ -61,7 +63,8 @@ class Throughput(Meter):
         self._first_step = trainer.global_step
         self._warm_at = self._first_step + warmup_of(trainer, self.warmup_steps)
         self._edge = None
-        self._samples = self._tokens = self._untaken = 0
+        self._samples = self._tokens = 0
+        self._untaken = (0, 0)
         self._trained_all = None
         self._trained_step = self._first_step
         # Armed: the next batch that ends an optimizer step is a window's edge. Only an armed meter asks for the step.
@@ -75,13 +78,13 @@ class Throughput(Meter):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         samples, tokens = self._count_batch(batch)
+        tokens = tokens or 0
         self._samples += samples
-        if tokens is not None:
-            self._tokens += tokens
+        self._tokens += tokens
         if self._stepped_with_every_batch(trainer):
-            self._trained += samples
+            self._trained = self._trained[0] + samples, self._trained[1] + tokens
         else:
-            self._count_accumulated(trainer, samples)
+            self._count_accumulated(trainer, samples, tokens)
         if self._armed_at is None:
             if self.window_steps is None and time.perf_counter_ns() < self._next_ns:
                 return
@@ -158,36 +161,48 @@ class Throughput(Meter):
     def samples_trained(self) -> int:
         """Samples of all ranks behind the weights as they are: warm-up and the parts before a resume included, work
         that a kill took away left out. Before the end of training, this process's part is that of its own rank."""
-        return self._trained_earlier + (self._trained if self._trained_all is None else self._trained_all)
+        return self._behind_the_weights(0)
+
+    @property
+    def tokens_trained(self) -> int:
+        """Likewise, the tokens; 0 where the batches hold none."""
+        return self._behind_the_weights(1)
+
+    def _behind_the_weights(self, which: int) -> int:
+        return self._trained_earlier[which] + (self._trained if self._trained_all is None else self._trained_all)[which]
 
     def state_dict(self) -> dict[str, Any]:
         # The open window is left out: it is counted from the next edge after a resume.
+        now = self._over_ranks(self._trained)
         return {
             "windows": [list(window) for window in self._windows],
             "fine_ns": self._fine_ns,
-            "samples_trained": self._trained_earlier + self._over_ranks(self._trained),
+            "samples_trained": self._trained_earlier[0] + now[0],
+            "tokens_trained": self._trained_earlier[1] + now[1],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._windows = [(row[0], row[1], row[2], row[3]) for row in state_dict["windows"]]
         self._fine_ns = state_dict["fine_ns"]
-        self._trained_earlier, self._trained, self._trained_all = state_dict["samples_trained"], 0, None
+        self._trained_earlier = state_dict["samples_trained"], state_dict["tokens_trained"]
+        self._trained, self._trained_all = (0, 0), None
 
-    def _count_accumulated(self, trainer: pl.Trainer, samples: int) -> None:
+    def _count_accumulated(self, trainer: pl.Trainer, samples: int, tokens: int) -> None:
         """Samples whose gradients no optimizer step took, at a stop in mid-accumulation, trained nothing."""
-        self._untaken += samples
+        self._untaken = self._untaken[0] + samples, self._untaken[1] + tokens
         if trainer.global_step != self._trained_step:
             self._trained_step = trainer.global_step
-            self._trained += self._untaken
-            self._untaken = 0
+            self._trained = self._trained[0] + self._untaken[0], self._trained[1] + self._untaken[1]
+            self._untaken = (0, 0)
 
-    def _over_ranks(self, own: int) -> int:
-        """The sum over ranks; every rank must call it, as every rank saves a checkpoint."""
+    def _over_ranks(self, own: tuple[int, int]) -> tuple[int, int]:
+        """The sums over ranks; every rank must call it, as every rank saves a checkpoint."""
         trainer = self._trainer
         if trainer is None or trainer.world_size == 1:
             return own
         tensor = torch.tensor(own, dtype=torch.int64, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(tensor, reduce_op="sum"))
+        samples, tokens = cast(Tensor, trainer.strategy.reduce(tensor, reduce_op="sum")).tolist()
+        return samples, tokens
 
     def _stepped_with_every_batch(self, trainer: pl.Trainer) -> bool:
         return trainer.accumulate_grad_batches == 1
@@ -205,6 +220,7 @@ class Throughput(Meter):
         if window[3] <= 0:
             return
         self.last_samples_per_s = window[1] / (window[3] * 1e-9)
+        self.last_tokens_per_s = window[2] / (window[3] * 1e-9) if window[2] else None
         self._windows.append((window[0], window[1], window[2], window[3]))
         if (
             self.window_steps is None

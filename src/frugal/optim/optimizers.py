@@ -7,6 +7,7 @@ times as fast (a step of AdamW on LeNet-5, 2 threads).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -98,7 +99,11 @@ class Adam(_PlainZeroGrad, torch.optim.Adam):
 
 
 class AdamW(_PlainZeroGrad, torch.optim.AdamW):
-    """`fused`: null decides by `can_fuse`. `weight_decay` is decoupled (Loshchilov and Hutter 2019)."""
+    """`fused`: null decides by `can_fuse`. `weight_decay` is decoupled (Loshchilov and Hutter 2019).
+
+    `decay` says of what: `all`, or `matrices`, parameters with two dimensions or more, so that biases and the gains of
+    norms are spared (as GPT-2's successors do).
+    """
 
     def __init__(
         self,
@@ -109,10 +114,18 @@ class AdamW(_PlainZeroGrad, torch.optim.AdamW):
         weight_decay: float = 0.01,
         amsgrad: bool = False,
         fused: bool | None = None,
+        decay: Literal["all", "matrices"] = "all",
     ) -> None:
+        if decay not in ("all", "matrices"):
+            raise SettingsError(f"optim.decay={decay} is unknown; choose all or matrices")
         params = list(params)
         fused = _fuse(params, fused)
-        super().__init__(params, lr, _pair(betas), eps, weight_decay, amsgrad, fused=fused)
+        groups: list[dict[str, Any]] = [{"params": params}]
+        if decay == "matrices":
+            decayed, spared = [p for p in params if p.ndim >= 2], [p for p in params if p.ndim < 2]
+            groups = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+        groups = [group for group in groups if group["params"]]
+        super().__init__(groups, lr, _pair(betas), eps, weight_decay, amsgrad, fused=fused)
         self._step_supports_amp_scaling = False  # as in Adam
 
 

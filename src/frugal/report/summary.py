@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from frugal.record import FILE_NAME, Latency, Record
 from frugal.report.collect import number
@@ -70,6 +71,8 @@ def _figures(record: Record) -> list[tuple[str, str]]:
 
     time, speed, memory, sizes, compute = record.time, record.throughput, record.memory, record.size, record.compute
     lines = [("Quality", _quality(record) or absent("quality"))]
+    if text := _data(record):
+        lines.append(("Data", text))
     spread = ""
     if None not in (speed.samples_per_s_median, speed.samples_per_s_p10, speed.samples_per_s_p90):
         low, middle, high = (
@@ -123,6 +126,39 @@ def _figures(record: Record) -> list[tuple[str, str]]:
     energy = absent("energy.train_j") if not reason else ABSENT + reason
     lines.append(("Energy", f"{si(joules, 'J')} for training" if joules is not None else energy))
     return lines
+
+
+def _data(record: Record) -> str:
+    """Of text: how much of it there is, in which tokens, and what cleaning removed; empty for images."""
+    train = _mapping(_mapping(record.data, "splits"), "train")
+    if not isinstance(train.get("tokens"), int):
+        return ""
+    units = ("documents", "texts", "characters")
+    parts = [f"{train[unit]:,} {unit}" for unit in units if isinstance(train.get(unit), int)]
+    vocabulary = _mapping(record.data, "tokenizer").get("vocabulary")
+    of = f" of a vocabulary of {vocabulary:,}" if isinstance(vocabulary, int) else ""
+    removed: Counter[str] = Counter()
+    for kind in ("cleaning", "dropped", "unknown"):
+        for name, value in _leaves(_mapping(record.data, kind), kind):
+            removed[name] += value
+    also = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in removed.items() if value)
+    return f"{train['tokens']:,} training tokens{of} ({', '.join(parts)})" + (
+        f"; found and mended: {also}" if also else ""
+    )
+
+
+def _mapping(node: Any, key: str) -> dict[str, Any]:
+    value = node.get(key) if isinstance(node, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def _leaves(node: dict[str, Any], key: str) -> Iterator[tuple[str, int]]:
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, name)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            # `unknown: {train: 3}` counts by split: what is counted is the kind's own name
+            yield (key if name in ("train", "val", "test") else name), value
 
 
 def _quality(record: Record) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from frugal.errors import RunError, SettingsError, did_you_mean
-from frugal.record import write_atomic
+from frugal.record import CONFUSION, write_atomic
 from frugal.report import text
 from frugal.report.collect import Run, collect
 from frugal.report.comparable import candidates, cautions, mark_pareto, members, metric_of, split_sets, verdicts
@@ -24,7 +24,7 @@ from frugal.report.units import one_line
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-CSV, MARKDOWN, PLOT = "report.csv", "report.md", "pareto.png"
+CSV, MARKDOWN, PLOT, MATRIX = "report.csv", "report.md", "pareto.png", "confusion.png"
 MOST_LINES = 30  # of runs that did not complete, in the terminal; the Markdown file has all
 MOST_OF_AN_ERROR = 300  # characters
 
@@ -80,6 +80,7 @@ class Report:
             self._save(out / CSV, self.csv)
             if plots and (self.layout.cells or self.evaluations.cells):
                 self._plot(out / PLOT)
+                self._matrix(out / MATRIX)
             self._save(out / MARKDOWN, self.markdown)
         except OSError as error:
             raise RunError(f"{out}: report cannot be written ({error.strerror}); give --out FOLDER") from None
@@ -91,6 +92,14 @@ class Report:
         png = pareto_png(candidates(self.groups), self.metric, next(iter(self.layout_options()), None))
         if png is not None:
             self._save(path, png)
+
+    def _matrix(self, path: Path) -> None:
+        """What the best run that has a confusion matrix took for what."""
+        best = next((run for group in self.groups for run in group.runs if (run.folder / CONFUSION).is_file()), None)
+        if best is not None:
+            from frugal.report.confusion import confusion_png
+
+            self._save(path, confusion_png(best.folder / CONFUSION, best.name))
 
     def layout_options(self) -> list[str]:
         """Names of the columns that tell the groups apart."""
@@ -263,7 +272,8 @@ def main(argv: Sequence[str]) -> int:
     """The verb. Returns the exit code: 0, or FrugalError is raised where nothing was found or a flag is wrong."""
     parser = _Parser(
         prog="frugal report",
-        description="Group finished runs over seeds, mark the Pareto set, write report.csv, report.md and pareto.png.",
+        description="Group finished runs over seeds, mark the Pareto set, write report.csv, report.md, pareto.png and, "
+        "of the best classifier, confusion.png.",
     )
     parser.add_argument(
         "folder", nargs="*", type=Path, help="a run's folder, a folder that holds runs, or a record.json"
