@@ -32,6 +32,10 @@ JOBS = {
         "data=csv_text", "data.source.path=reviews.csv", "data.batch_size=8", "model=text_cnn",
         "model.network.dropout=0.5",
     ],
+    "bag of n-grams": [
+        "data=csv_text", "data.source.path=reviews.csv", "data.batch_size=8", "model=bag_of_ngrams",
+        "model.network.dropout=0.5", "tokenizer=bytes",
+    ],
 }  # fmt: skip
 DIES_AT = 24  # steps, of some 35 and more: in the first or second epoch, beyond the third checkpoint
 
@@ -59,7 +63,10 @@ def die_in_training() -> None:
     exact.ExactRandomness.on_train_batch_start = dying  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("job", JOBS)
+QUICK = ("language model", "classifier")
+
+
+@pytest.mark.parametrize("job", [pytest.param(j, marks=[] if j in QUICK else [pytest.mark.slow]) for j in JOBS])
 def test_killed_in_mid_epoch(job: str, home: Path, tmp_path: Path) -> None:
     words = [*COMMON, *JOBS[job]]
     logs = {name: tmp_path / name for name in ("whole", "0", "2")}

@@ -35,7 +35,12 @@ from frugal.paths import find_weights
 from frugal.technique import STAGES, Technique
 
 # What a data module passes on: to the network (`dims`), and to the LightningModule (`facts`); never in a configuration.
-DIMS = frozenset({"input_shape", "classes", "vocabulary", "max_length", "block_size", "separator"})
+DIMS = {
+    "classification": {"input_shape", "classes"},
+    "regression": {"input_shape"},
+    "text_classification": {"vocabulary", "classes", "max_length"},
+    "language_modeling": {"vocabulary", "block_size", "separator"},
+}
 FACTS = frozenset({"token_bytes", "token_characters", "padded", "block_size"})
 
 

@@ -135,9 +135,8 @@ def short_name(choices: Mapping[str, str | None], leaves: Mapping[str, Any]) -> 
         value = leaves[key]
         if key == "source":  # an evaluation is called after the run, not after where it lies
             path = Path(str(value))
-            words.append(
-                path.name if path.suffix not in (".ckpt", ".safetensors") else path.parent.name + "-" + path.stem
-            )
+            folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+            words.append(path.name if path.suffix not in (".ckpt", ".safetensors") else f"{folder.name}-{path.stem}")
             continue
         shown = "x".join(str(v) for v in value) if isinstance(value, list) else str(value)
         words.append(f"{key.rpartition('.')[2]}{shown}" if key != "seed" else f"seed{shown}")

@@ -85,7 +85,7 @@ def _settings(words: Sequence[str]) -> DictConfig:
     # `prompt=To be, or not`: what a shell gives as one word is one text, whatever Hydra's grammar would read into it
     for index, word in enumerate(given):
         key, _, value = word.partition("=")
-        if key in ("prompt", "input", "output", "column") and value != "null" and value[:1] not in ("'", '"'):
+        if key in ("prompt", "input", "output", "column") and value != "null":
             given[index] = f"{key}={quote(value)}"
     cfg, _ = compose("predict", given)
     if "source" not in {word.split("=")[0] for word in given}:

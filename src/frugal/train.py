@@ -69,7 +69,7 @@ def check(cfg: DictConfig) -> None:
     settings.check_node(cfg.data, "data", {"preprocess", "tokenizer", "curriculum", "seed"})
     model = {key: value for key, value in settings.plain(cfg.model).items() if key != "network"}
     settings.check_node(model, "model", {"network", "optimizer", "schedule", *FACTS})
-    settings.check_node(cfg.model.network, "model.network", DIMS)
+    settings.check_node(cfg.model.network, "model.network", DIMS.get(cfg.data.task, set()))
     settings.check_node(cfg.model.get("lora"), "model.lora")
     settings.check_node(cfg.optim, "optim", {"params", "network"})
     settings.check_node(cfg.schedule, "schedule", {"optimizer", "total_steps"})

@@ -83,6 +83,7 @@ class Letters(Tokenizer):
 
     def __init__(self, separated: bool = True) -> None:
         self.separated = separated
+        self.separator = -1 if separated else None
         self.letters: list[str] = []
         self.fits = 0
 

@@ -44,8 +44,8 @@ def test_tokens_are_the_documents_each_ended_by_the_separator(tmp_path):
 
 def test_without_a_separator_documents_are_joined(tmp_path):
     corpus, letters = made(tmp_path, Documents(train=["abc", "ba"]), separated=False)
-    assert told(corpus, letters, "train") == "abcba"
-    assert corpus.splits["train"].document_edges().tolist() == [0, 3, 5]
+    assert told(corpus, letters, "train") == "abc\nba"  # each on a line of its own
+    assert corpus.splits["train"].document_edges().tolist() == [0, 4, 6]
 
 
 @pytest.mark.parametrize(("letters", "dtype"), [(255, "uint8"), (256, "uint16")])
@@ -185,7 +185,7 @@ def test_a_maker_that_fails_leaves_nothing_and_a_killed_ones_rest_goes(tmp_path,
 
 
 def test_a_split_without_text_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no text is left in the train split, of Documents"):
+    with pytest.raises(DataError, match="no text is left in the train split of Documents"):
         made(tmp_path, Documents(train=["", " "], test=["a"]), tokenizer=_fitted())
 
 

@@ -208,7 +208,7 @@ def test_nonsense_is_refused_by_key(key, value):
 
 
 def test_a_split_that_cleaning_empties_is_refused():
-    with pytest.raises(DataError, match="no text is left in the train split, of Labelled"):
+    with pytest.raises(DataError, match="no text is left in the train split of Labelled"):
         make(Labelled(train=[("a", 0), ("b", 1)], test=[("a", 0)]), cleaning=Cleaning(min_length=5)).setup()
 
 

@@ -122,9 +122,17 @@ def settings_of(thing: Any) -> dict[str, Any]:
     return {"class": f"{type(thing).__module__}.{type(thing).__qualname__}"} | {n: getattr(thing, n) for n in names}
 
 
-def _cleaned(source: TextSource, cleaning: Cleaning, split: str) -> Iterator[Piece]:
-    """What cleaning leaves of a split; those that are measured on stay whole."""
-    return cleaning.documents(source.documents(split), whole=split == "train")
+def _cleaned(source: TextSource, cleaning: Cleaning, tokenizer: Tokenizer, split: str) -> Iterator[Piece]:
+    """What cleaning leaves of a split; those that are measured on stay whole. Documents that no separator tells apart
+    end with their line at least: words would run into each other."""
+    held: Piece | None = None
+    for piece in cleaning.documents(source.documents(split), whole=split == "train"):
+        if held is not None:
+            ends = not held.last or tokenizer.separator is not None or held.text.endswith("\n")
+            yield held if ends else Piece(held.text + "\n")
+        held = piece
+    if held is not None:
+        yield held
 
 
 # ---------------------------------------------------------------------------------------------------------- tokenizer
@@ -138,12 +146,12 @@ def _fit_once(source: TextSource, cleaning: Cleaning, tokenizer: Tokenizer, path
         if cut:
             with console.progress("Counting characters", unit="B") as bar:
                 total = 0
-                for piece in _cleaned(source, copy.deepcopy(cleaning), "train"):
+                for piece in _cleaned(source, copy.deepcopy(cleaning), tokenizer, "train"):
                     total += len(piece.text)
                     bar.advance(len(piece.text))
             limit = int(total * (1 - cut))
         with console.progress(f"Fitting {type(tokenizer).__name__}", unit="B") as bar:
-            tokenizer.fit(_texts(_cleaned(source, copy.deepcopy(cleaning), "train"), limit, bar))
+            tokenizer.fit(_texts(_cleaned(source, copy.deepcopy(cleaning), tokenizer, "train"), limit, bar))
         tokenizer.unknown_count = 0
         write_atomic(path, json.dumps(tokenizer.state_dict()))
 
@@ -180,10 +188,10 @@ def _make(source: TextSource, cleaning: Cleaning, tokenizer: Tokenizer, folder: 
             # each split is read afresh: cleaning forgets the documents of the others, and every count begins at 0
             reader, cleaner = copy.deepcopy(source), copy.deepcopy(cleaning)
             tokenizer.unknown_count = 0
-            pieces = _cleaned(reader, cleaner, split)
+            pieces = _cleaned(reader, cleaner, tokenizer, split)
             counts = _encode(pieces, tokenizer, temporary / split, dtype, f"Encoding {split} text")
             if not counts["tokens"]:
-                raise DataError(f"data.source: no text is left in the {split} split, of {type(source).__name__}")
+                raise DataError(f"data.source: no text is left in the {split} split of {source}")
             meta["files"][split] = {"tokens": counts["tokens"], "documents": counts["documents"]}
             meta["splits"][split] = {"file": split, "begin": 0, "end": counts["tokens"], **counts}
             meta["cleaning"][split] = {key: int(value) for key, value in cleaner.counts.items()}

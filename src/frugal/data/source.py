@@ -61,6 +61,11 @@ class Source(ABC):
     classes: int | None = None  # where it is known without reading the data
     places: ClassVar[tuple[str, ...]] = ("root",)  # arguments that only say where the data lie; no artefact keeps them
 
+    def __str__(self) -> str:
+        """Its kind and where it lies, for messages."""
+        found = [str(getattr(self, name)) for name in self.places if getattr(self, name, None)]
+        return f"{type(self).__name__}({', '.join(found)})"
+
     @abstractmethod
     def sha256(self) -> str:
         """Identity of the data as hexadecimal digits; cheap, needs neither torch nor the network."""

@@ -76,7 +76,7 @@ class TextDataModule(DataModule):
             texts, y = self.preprocess.labelled(split.texts, split.y, whole=name == "train")
             loaded[name] = LabelledTexts(texts, y)
             if not len(y):
-                raise DataError(f"data.source: no text is left in the {name} split, of {type(self.source).__name__}")
+                raise DataError(f"data.source: no text is left in the {name} split of {self.source}")
         self._agree_on_classes(self.class_names, loaded)
         if "val" not in loaded and self.val_fraction:
             train = loaded["train"]

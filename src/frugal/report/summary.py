@@ -141,9 +141,9 @@ def _data(record: Record) -> str:
     for kind in ("cleaning", "dropped", "unknown"):
         for name, value in _leaves(_mapping(record.data, kind), kind):
             removed[name] += value
-    also = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in removed.items() if value)
+    also = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in removed.items() if value)
     return f"{train['tokens']:,} training tokens{of} ({', '.join(parts)})" + (
-        f"; found and mended: {also}" if also else ""
+        f"; removed or mended: {also}" if also else ""
     )
 
 
