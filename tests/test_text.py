@@ -52,7 +52,7 @@ def test_a_language_models_record(home: Path) -> None:
     assert frugal("evaluate", str(folder), "measure=none", *EVAL).code == 0
     (again,) = runs(Path("../logs"), "evaluate")
     evaluated = Record.read(again)
-    assert {k: v for k, v in evaluated.quality.items()} == {k: v for k, v in quality.items() if k.startswith("test/")}
+    assert evaluated.quality == {name: value for name, value in quality.items() if name.startswith("test/")}
     assert evaluated.data["tokenizer"] == record.data["tokenizer"]
 
 
@@ -132,7 +132,7 @@ def test_bad_input_is_one_line(words: list[str], says: str, home: Path) -> None:
     assert says in frugal("train", *words, *SHORT).error
 
 
-# ----------------------------------------------------------------------------------------------------------- fine-tuning
+# ---------------------------------------------------------------------------------------------------------- fine-tuning
 def test_weights_of_another_run_bring_its_tokens(home: Path) -> None:
     _, base = train(*PYDOCS, experiment="base")
     Path("book.txt").write_text(PROSE + "☃" * 40)

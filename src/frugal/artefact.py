@@ -155,12 +155,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Load by name and shape; a state of another network is refused with the first name that differs."""
+    """Load by name and shape; a state of another network is refused with the first name that differs.
+
+    Buffers of a module that says `resizes_on_load` have no shape of their own: tables of counts.
+    """
     own = network.state_dict()
+    resized = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in network.named_modules()
+        if getattr(module, "resizes_on_load", False)
+        for name, _ in module.named_buffers(recurse=False)
+    }
     for name, tensor in own.items():
         if name not in state:
             raise RunError(f"{path}: holds another network (it has no {name})")
-        if state[name].shape != tensor.shape:
+        if state[name].shape != tensor.shape and not (name in resized and state[name].ndim == tensor.ndim):
             shapes = f"{tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
             raise RunError(f"{path}: holds another network ({name} is {shapes})")
     extra = sorted(set(state) - set(own))

@@ -201,3 +201,12 @@ def test_the_work_on_text_is_counted_by_its_tokens() -> None:
     assert (compute.flops_per_token, compute.flops_per_step, compute.flops_total) == (6, 300, 42_000)
     assert compute.mfu == pytest.approx(6 * 3000 / compute.peak_flops)
     assert absent == {}
+
+
+def test_no_operation_that_counts_is_absent_and_not_zero() -> None:
+    network = torch.nn.EmbeddingBag(10, 3, mode="sum")
+    counted = count_flops(network, torch.zeros(2, 4, dtype=torch.long))
+    assert counted.step == 0
+    compute, absent = compute_figures(counted, 2, record.Throughput(samples_per_s=1.0), CPU, torch.float32)
+    assert compute.flops_per_step is None and compute.mfu is None
+    assert "only these count" in absent["compute.flops_per_step"]

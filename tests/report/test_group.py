@@ -144,6 +144,21 @@ def test_loss_decides_where_there_is_no_accuracy() -> None:
     assert [g.pareto for g in groups] == [True, False]
 
 
+def test_the_same_text_in_other_tokens_is_judged_by_bits_per_byte() -> None:
+    def of(tokenizer: str, loss: float, bits: float, text: str = "t" * 64) -> Record:
+        made = record(lr=1.0, accuracy=None, loss=loss, config={"choices": {"tokenizer": tokenizer}},
+                      fingerprint={"data_sha256": tokenizer[0] * 64})  # fmt: skip
+        made.quality["test/bits_per_byte"], made.data = bits, {"text_sha256": text}
+        return made
+
+    # fewer and larger tokens: a larger loss each, and a better model
+    groups, columns, notes = grouped(of("characters", 1.5, 2.2), of("bpe", 4.5, 2.0))
+    assert columns == ["tokenizer"] and {g.set for g in groups} == {"A"} and not notes
+    assert {g.options["tokenizer"]: g.pareto for g in groups} == {"characters": False, "bpe": True}
+    groups, _, notes = grouped(of("characters", 1.5, 2.2), of("bpe", 4.5, 2.0, text="u" * 64))
+    assert {g.set for g in groups} == {"A", "B"} and "data_sha256" in notes[0]
+
+
 def test_verdicts_pair_by_seed() -> None:
     a = [record(lr=1.0, seed=s, accuracy=v) for s, v in enumerate((0.90, 0.92, 0.94))]
     near = [record(lr=2.0, seed=s, accuracy=v) for s, v in enumerate((0.91, 0.91, 0.935))]

@@ -287,7 +287,7 @@ def test_a_file_begins_with_what_it_is_and_a_command_that_composes(path: Path) -
 @pytest.mark.parametrize("path", sorted((SHIPPED / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
 def test_an_experiment_says_what_to_expect_and_what_it_costs(path: Path) -> None:
     text = " ".join(head(path))
-    assert re.search(r"\bExpected\b", text) and re.search(r"\d ?%", text)
+    assert re.search(r"\bExpected\b", text) and re.search(r"\d ?(%|nats)", text)
     assert re.search(r"\d+ (s|seconds|minutes|min)\b", text), "its cost, as seen"
 
 

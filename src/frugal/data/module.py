@@ -6,6 +6,8 @@ project. Training continues in mid-epoch where the Trainer's own progress says, 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from frugal.data.corpus import settings_of
 from frugal.data.loaders import Batch, EvalLoader, Order, TrainLoader
 from frugal.errors import DataError, SettingsError
 from frugal.tokenizer.base import Tokenizer
@@ -72,8 +75,14 @@ class DataModule(pl.LightningDataModule):
         """So many training inputs as the network takes them, the same at each call, in batches on the CPU."""
 
     def sha256(self) -> str:
-        """Identity of the data."""
-        return self.source.sha256()
+        """Identity of the data; of text, as the tokens that it becomes."""
+        if self.tokenizer is None:
+            return self.source.sha256()
+        return _hash(self.text_sha256(), _learnt(self.tokenizer))
+
+    def text_sha256(self) -> str:
+        """Identity of cleaned text before it is tokenized: what runs with different tokenizers have in common."""
+        return _hash(self.source.sha256(), settings_of(self.preprocess))
 
     def state_dict(self) -> dict[str, Any]:
         state = {"preprocess": self.preprocess.state_dict()}
@@ -154,6 +163,14 @@ class DataModule(pl.LightningDataModule):
 
     def _on_cuda(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def _learnt(tokenizer: Tokenizer) -> Any:
+    return tokenizer.sha256() if tokenizer.fitted else settings_of(tokenizer)
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _limited(batches: int, limit: int | float) -> int:

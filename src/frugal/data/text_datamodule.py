@@ -9,8 +9,6 @@ own.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +17,6 @@ import torch
 from torch import Tensor
 
 from frugal.data.cleaning import Cleaning
-from frugal.data.corpus import settings_of
 from frugal.data.loaders import Batch, EvalLoader, Order, TrainLoader
 from frugal.data.module import DataModule
 from frugal.data.order import BucketOrder
@@ -97,6 +94,7 @@ class TextDataModule(DataModule):
             "cleaning": {key: int(value) for key, value in self.preprocess.counts.items()},
             "dropped": {key: int(value) for key, value in self.source.dropped.items()},
             "tokenizer": {"name": type(self.tokenizer).__name__, "vocabulary": self.tokenizer.vocabulary},
+            "text_sha256": self.text_sha256(),
         }
         self.splits = splits
 
@@ -171,12 +169,6 @@ class TextDataModule(DataModule):
         rows = permutation(len(train), self.split_seed, 0)[:samples]
         for begin in range(0, len(rows), self.batch_size):
             yield train(rows[begin : begin + self.batch_size])[0]
-
-    def sha256(self) -> str:
-        """Of the source, of how it is cleaned, and of the tokens that it becomes."""
-        tokenizer: Any = self.tokenizer.sha256() if self.tokenizer.fitted else settings_of(self.tokenizer)
-        parts = [self.source.sha256(), settings_of(self.preprocess), tokenizer]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     # ------------------------------------------------------------------------------------------------------- loaders
     def train_dataloader(self) -> TrainLoader:

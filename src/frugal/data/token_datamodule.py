@@ -8,8 +8,6 @@ A batch is `(x_BT, y_BT)`, int64: `y` is the token after each of `x`, -100 where
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,7 +17,7 @@ import torch
 from torch import Tensor
 
 from frugal.data.cleaning import Cleaning
-from frugal.data.corpus import Corpus, Tokens, open_corpus, settings_of
+from frugal.data.corpus import Corpus, Tokens, open_corpus
 from frugal.data.curriculum import LengthWarmup
 from frugal.data.loaders import Batch, EvalLoader, Order, TrainLoader
 from frugal.data.module import DataModule
@@ -125,7 +123,7 @@ class TokenDataModule(DataModule):
         self.setup()
         assert self._corpus is not None
         tokenizer = {"name": type(self.tokenizer).__name__, "vocabulary": self.tokenizer.vocabulary}
-        return {**self._corpus.figures(), "tokenizer": tokenizer}
+        return {**self._corpus.figures(), "tokenizer": tokenizer, "text_sha256": self.text_sha256()}
 
     def example(self, samples: int, device: torch.device | str = "meta") -> Tensor:
         return torch.zeros(samples, self.block_size, dtype=torch.int64, device=device)
@@ -141,12 +139,6 @@ class TokenDataModule(DataModule):
                 return
             yield torch.cat([blocks.stretch(i, i + 1)[0] for i in numbers[:left]])
             left -= size
-
-    def sha256(self) -> str:
-        """Of the source, of how it is cleaned, and of the tokens that it becomes."""
-        tokenizer: Any = self.tokenizer.sha256() if self.tokenizer.fitted else settings_of(self.tokenizer)
-        parts = [self.source.sha256(), settings_of(self.preprocess), tokenizer]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     # ------------------------------------------------------------------------------------------------------- loaders
     def train_dataloader(self) -> TrainLoader:

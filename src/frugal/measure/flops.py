@@ -136,6 +136,8 @@ def compute_figures(
     """
     compute = record.Compute()
     absent: dict[str, str] = {}
+    if flops is not None and flops.step == 0:  # a bag of n-grams only adds up
+        flops, flops_reason = None, "this network has no matrix product, convolution or attention: only these count"
     if flops is None:
         return compute, {f"compute.{name}": flops_reason for name in vars(compute)}
     per_sample = flops.step / batch_samples

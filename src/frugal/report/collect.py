@@ -88,7 +88,7 @@ def checked(record: Record, file: Path) -> Record:
     """Refuse what reads as a record but has other types than a record, so that no later line stumbles on it."""
     if record.status not in get_args(Status):
         raise RunError(f"{file}: not a record (status {record.status!r})")
-    for key, kind in (("config", dict), ("quality", dict), ("techniques", dict), ("absent", dict)):
+    for key, kind in (("config", dict), ("quality", dict), ("data", dict), ("techniques", dict), ("absent", dict)):
         if not isinstance(getattr(record, key), kind):
             raise RunError(f"{file}: not a record ({key} is no mapping)")
     if not isinstance(record.time.ledger_s, dict):

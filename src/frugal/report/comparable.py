@@ -9,7 +9,7 @@ from typing import Any
 
 from frugal.record import Fingerprint
 from frugal.report.collect import number
-from frugal.report.figures import ACCURACY, COSTS, LOSS, Figure
+from frugal.report.figures import ACCURACY, BITS, COSTS, LOSS, Figure
 from frugal.report.group import Group, differing_keys
 from frugal.report.pareto import pareto
 from frugal.report.stats import paired_difference
@@ -79,7 +79,10 @@ def _compared(group: Group, name: str, threads_follow: bool) -> Any:
 
 
 def _field(group: Group, name: str) -> Any:
-    return getattr(group.completed[0].record.fingerprint, name)
+    record = group.completed[0].record
+    if name == "data_sha256" and isinstance(text := record.data.get("text_sha256"), str):
+        return text  # the same text in other tokens is the same task: bits per byte compare
+    return getattr(record.fingerprint, name)
 
 
 def _under_study(name: str, groups: Sequence[Group], threads_follow: bool) -> bool:
@@ -121,8 +124,13 @@ def candidates(groups: Sequence[Group]) -> dict[str, list[Group]]:
 
 
 def metric_of(groups: Sequence[Group], wanted: Figure | None = None) -> Figure | None:
-    """What a set is judged by: the quality asked for, else test accuracy, else test loss; None where it has none."""
-    for figure in [wanted] if wanted else [ACCURACY, LOSS]:
+    """What a set is judged by; None where it has none of that.
+
+    The quality asked for, else test accuracy, else test loss, or bits per byte where the same text came in different
+    tokens, whose losses do not compare.
+    """
+    tokens = {run.record.fingerprint.data_sha256 for group in groups for run in group.completed}
+    for figure in [wanted] if wanted else [ACCURACY, LOSS if len(tokens) < 2 else BITS]:
         if any(group.estimate(figure) for group in groups):
             return figure
     return None

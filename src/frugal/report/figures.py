@@ -103,6 +103,7 @@ def quality_figure(metric: str, rank: int = 99) -> Figure:
 
 ACCURACY = quality_figure("test/accuracy", rank=99)
 LOSS = quality_figure("test/loss", rank=50)
+BITS = quality_figure("test/bits_per_byte", rank=50)
 TRAIN = Figure("train_s", "train", "s", train_seconds, rank=90)
 FILE = Figure("file_bytes", "file", "kB", _section("size", "file_bytes"), _in(1e3, 4), rank=80)
 LATENCY = Figure("latency_p50_ms", "latency", "ms", _latency("p50_ms"), rank=70)
