@@ -48,7 +48,7 @@ def test_what_extending_says_of_text_works(reader: Path) -> None:
     size = ["model.network.layers=1", "model.network.heads=2", "model.network.width=32"]
     record = frugal.run(["data=songs", *size, "optim=muon", "measure=none", "trainer.max_epochs=2"])
     assert record.data["splits"]["train"]["documents"] == 286 and record.data["tokenizer"]["name"] == "Bytes"
-    assert record.quality["test/loss"] < 1.5  # of ln 256 = 5.5
+    assert record.quality["test/loss"] < 2.5  # of ln 256 = 5.5
 
 
 def commands() -> list[str]:

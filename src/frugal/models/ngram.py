@@ -271,6 +271,13 @@ class NGramModel(LanguageModel):
         if stage == "fit" and loop.max_epochs != 0:
             loop.max_epochs = 1
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if len(checkpoint["state_dict"]["kept_x"]) and self._trainer is not None:
+            # Where trainer.max_steps ended the epoch early, Lightning has closed it: the rest comes in one more.
+            closed = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+            self.trainer.fit_loop.max_epochs = closed + 1
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return torch.optim.SGD([self.nothing], lr=0.0)
 
