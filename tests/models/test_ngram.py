@@ -208,7 +208,7 @@ class Blocks(pl.LightningDataModule):
         self.x, self.y = text(3, 60, 12, 6)
 
     def train_dataloader(self) -> TrainLoader:
-        done = lambda: self.trainer.fit_loop.epoch_loop.total_batch_idx + 1  # noqa: E731
+        done = lambda: self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # noqa: E731
         return TrainLoader(lambda i: (self.x[i], self.y[i]), Shuffled(60, 3, seed=0), done=done)
 
     def val_dataloader(self) -> Any:

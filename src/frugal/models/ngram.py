@@ -129,10 +129,13 @@ class NGram(nn.Module):
         return found_BT.masked_fill_(before_BT < 0, NONE)
 
     # ------------------------------------------------------------------------------------------------------ predicting
+    @torch.compiler.disable  # the shapes follow from what was seen: a compiler gains nothing and takes minutes
     def forward(self, tokens_BT: Tensor) -> Tensor:
         B, T = tokens_BT.shape
         length_P = self._context_lengths(tokens_BT).flatten()
-        result_PV = torch.full((B * T, self.vocabulary), 1 / self.vocabulary, device=tokens_BT.device)
+        V = self.vocabulary
+        # float32 also where trainer.precision makes another type the default
+        result_PV = torch.full((B * T, V), 1 / V, dtype=torch.float32, device=tokens_BT.device)
         lower_PV = result_PV  # what each place's next order falls back to
         context_BT = torch.zeros_like(tokens_BT)
         for k in range(1, self.order + 1 if len(self._buffer("keys", 1)) else 0):
@@ -147,7 +150,7 @@ class NGram(nn.Module):
                 name = "after" if self.smoothing == "kneser_ney" else "seen"
                 lower_PV = self._mixed(lower_PV, context_P, self._table(name, k))
                 context_BT = self._extended(context_BT, tokens_BT, k)
-        return result_PV.log().view(B, T, self.vocabulary)
+        return result_PV.log().view(B, T, V)
 
     def _context_lengths(self, tokens_BT: Tensor) -> Tensor:
         """How many tokens of its block and document each place has up to it, itself included."""
@@ -288,7 +291,8 @@ class NGramModel(LanguageModel):
     def on_train_epoch_end(self) -> None:
         super().on_train_epoch_end()
         self._count()
-        if self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # or trainer.max_steps ended it before
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        if done >= self.trainer.num_training_batches:  # else trainer.max_steps ended the epoch early
             self.kept_x, self.kept_y = self.kept_x.new_empty(0, 0), self.kept_y.new_empty(0, 0)
             self._counted = 0
 
