@@ -38,7 +38,7 @@ from frugal.technique import STAGES, Technique
 DIMS = {
     "classification": {"input_shape", "classes"},
     "regression": {"input_shape"},
-    "text_classification": {"vocabulary", "classes", "max_length"},
+    "text_classification": {"vocabulary", "classes", "max_length", "space"},
     "language_modeling": {"vocabulary", "block_size", "separator"},
 }
 FACTS = frozenset({"token_bytes", "token_characters", "padded", "block_size"})

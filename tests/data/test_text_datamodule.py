@@ -13,6 +13,8 @@ from torch import nn
 from frugal.data.cleaning import Cleaning
 from frugal.data.text_datamodule import TextDataModule, encode, pad
 from frugal.errors import DataError, SettingsError
+from frugal.tokenizer.bytes import Bytes
+from frugal.tokenizer.characters import Characters
 
 # text i is a letter of its own, i % 23 + 1 times
 ROWS = [(chr(0x4E00 + i) * (i % 23 + 1), i % 3) for i in range(120)]
@@ -43,7 +45,7 @@ def test_ids_are_the_tokenizers_plus_one_and_padding_is_zero():
     ((x, y),) = data.train_dataloader()
     rows = dict(zip(y.tolist(), x.tolist(), strict=True))
     assert rows == {0: [1, 2, 3, 0, 0, 0, 0, 0], 1: [2, 0, 0, 0, 0, 0, 0, 0]}
-    assert data.dims() == {"vocabulary": 4, "classes": 2, "max_length": 256}
+    assert data.dims() == {"vocabulary": 4, "classes": 2, "max_length": 256, "space": None}
 
 
 @pytest.mark.parametrize("bucket", [True, False])
@@ -247,3 +249,15 @@ def test_a_resume_in_mid_epoch_is_bit_identical(tmp_path, workers):
             assert torch.equal(one, other)
         for name, value in whole.state_dict().items():
             assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "space"),
+    [(Bytes(), 33), (Characters(), 1), (Characters(unknown=False), 1)],
+    ids=lambda v: str(v)[:20],
+)
+def test_a_network_is_told_the_space_where_tokens_are_signs(tokenizer, space):
+    data = TextDataModule(
+        Labelled(train=[("b c", 0), ("a b", 1)], test=[("a c", 0)]), Cleaning(), tokenizer, val_fraction=0.0
+    )
+    assert data.dims()["space"] == space

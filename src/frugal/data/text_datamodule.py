@@ -112,13 +112,25 @@ class TextDataModule(DataModule):
 
     # ---------------------------------------------------------------------------------------------- what others ask
     def dims(self) -> dict[str, Any]:
-        """What a network takes: `vocabulary` with the padding's id 0, `classes`, `max_length` of a text."""
+        """What a network takes: `vocabulary` with the padding's id 0, `classes`, `max_length` of a text, and the id of
+        a `space` where tokens are single bytes or characters."""
         self.setup()
         if self.class_names is not None:
             classes = len(self.class_names)
         else:
             classes = self.source.classes or 1 + max(int(split.y.max()) for split in self.splits.values())
-        return {"vocabulary": self.tokenizer.vocabulary + 1, "classes": classes, "max_length": self.max_length}
+        return {
+            "vocabulary": self.tokenizer.vocabulary + 1,
+            "classes": classes,
+            "max_length": self.max_length,
+            "space": self._space(),
+        }
+
+    def _space(self) -> int | None:
+        """A network's id of a space where tokens are single characters or bytes, so that it stands between words."""
+        ids = self.tokenizer.encode(" ").tolist()
+        single = int(self.tokenizer.token_characters().max()) <= 1
+        return ids[0] + 1 if single and len(ids) == 1 and ids[0] != self.tokenizer.unknown else None
 
     def facts(self) -> dict[str, Any]:
         """The names of the classes, in order, where the data set has them."""

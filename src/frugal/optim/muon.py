@@ -93,8 +93,9 @@ class Muon(_PlainZeroGrad):
     Args:
         params: what is trained; what of it is no hidden matrix of `network` is AdamW's.
         lr: length of a hidden matrix' step: the spectral norm of its change, up to `adjust_lr`.
-        ns_steps: steps of the orthogonalization.
-        polar_express: other coefficients in each step, so that three do what takes five steps of Newton-Schulz (false).
+        ns_steps: steps of the orthogonalization. Three cost two fifths less than five; Tiny Shakespeare then took a
+            tenth more training steps.
+        polar_express: coefficients of Polar Express, others in each step; false: those of Newton-Schulz.
         adjust_lr: `original` scales by sqrt(max(1, rows / columns)), `match_rms_adamw` by 0.2 sqrt(max(rows, columns)),
             so that rates found for AdamW carry over (Liu et al. 2025).
         adam_weight_decay: of parameters with two dimensions or more.
@@ -109,7 +110,7 @@ class Muon(_PlainZeroGrad):
         lr: float = 0.02,
         momentum: float = 0.95,
         nesterov: bool = True,
-        ns_steps: int = 3,
+        ns_steps: int = 5,
         polar_express: bool = True,
         adjust_lr: Adjust = "original",
         weight_decay: float = 0.0,
