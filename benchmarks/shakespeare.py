@@ -104,7 +104,7 @@ def show(summary: dict[str, dict[str, Any]], seeds: list[int]) -> None:
     from rich.table import Table
 
     table = Table(title=f"Tiny Shakespeare, whole last tenth in blocks of 64; target {TARGET} nats; {len(seeds)} seeds")
-    table.add_column("side")
+    table.add_column("side", no_wrap=True)
     for column in ("loss, mean", "worst", "steps", "training s", "times faster", "least"):
         table.add_column(column, justify="right")
     for side, row in summary.items():
@@ -117,7 +117,7 @@ def show(summary: dict[str, dict[str, Any]], seeds: list[int]) -> None:
             f"{row['times_faster']:.1f}",
             f"{row['times_faster_least']:.1f}",
         )
-    Console().print(table)
+    Console(width=100).print(table)
 
 
 def write(summary: dict[str, dict[str, Any]], seeds: list[int], threads: int, path: Path) -> None:

@@ -129,7 +129,7 @@ def test_an_experiment_is_not_its_settings_written_out(home: Path) -> None:
 def test_verbs_are_told_apart(home: Path) -> None:
     assert of("source=a/b", verb="evaluate").hash != of("source=a/c", verb="evaluate").hash
     assert of("source=a/b", verb="evaluate").name == "b"
-    assert of("source=a/b/checkpoints/last.ckpt", verb="evaluate").name == "checkpoints-last"
+    assert of("source=a/b/checkpoints/last.ckpt", verb="evaluate").name == "b-last"
 
 
 # ---------------------------------------------------------------------------------------------------------------- names

@@ -35,7 +35,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         text = frugal("train", "data=pydocs", "data.block_size=32", *SIZE, *SHORT, *LIMITS, "run.experiment=text")
         label = frugal(
             "train", "data=csv_text", "data.source.path=reviews.csv", "data.source.text=review", "optim.lr=0.05",
-            "data.source.label=verdict", "tokenizer=words", "model=text_cnn", *SHORT, "trainer.max_epochs=3", "run.experiment=label",
+            "data.source.label=verdict", "tokenizer=words", "model=text_cnn", *SHORT,
+            "trainer.max_epochs=3", "run.experiment=label",
         )  # fmt: skip
         assert (text.code, label.code) == (0, 0), text.err + label.err
         yield path

@@ -115,7 +115,9 @@ def test_latency_of_a_network_without_one_dtype_takes_the_data_s_own() -> None:
     from omegaconf import OmegaConf
 
     cfg = OmegaConf.create({"measure": {"latency": "quick", "batches": [1]}})
-    data = SimpleNamespace(calibration_batches=lambda samples: [torch.zeros(2, 4)])
+    data = SimpleNamespace(
+        calibration_batches=lambda samples: [torch.zeros(2, 4)], example=lambda samples: torch.zeros(samples, 4)
+    )
     record = Record()
     file = Path(__file__)
     recording.measure_network(record, cfg, Mixed(), data, file, CPU)  # type: ignore[arg-type]

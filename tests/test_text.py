@@ -108,6 +108,27 @@ def test_a_table_with_what_is_broken_in_it(home: Path) -> None:
     assert frugal("report", str(folder)).code == 0 and (folder / "confusion.png").is_file()
 
 
+def test_another_table_with_fewer_classes_is_evaluated_by_their_names(home: Path) -> None:
+    kinds = ("bad", "good", "meh")
+    rows = [f'"a {kinds[i % 3]} film, number {i}",{kinds[i % 3]}' for i in range(120)]
+    Path("three.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    Path("two.csv").write_text("\n".join(["text,label", *(row for row in rows if not row.endswith("bad"))]) + "\n")
+    foreign = [f"film {i},{'fine' if i % 2 else 'foul'}" for i in range(30)]
+    Path("other.csv").write_text("\n".join(["text,label", *foreign]) + "\n")
+    short = ["measure=none", "trainer.max_epochs=3", "trainer.threads=1"]
+    record, folder = train("data=csv_text", "data.source.path=three.csv", *short)
+    assert record.quality["test/accuracy"] > 0.9
+    done = frugal("evaluate", str(folder), "data=csv_text", "data.source.path=two.csv", "measure=none")
+    assert done.code == 0, done.err
+    (again,) = runs(Path("../logs"), "evaluate")
+    assert Record.read(again).quality["test/accuracy"] > 0.9
+    table = [line.split(",") for line in (again / "confusion.csv").read_text().splitlines()]
+    assert table[0] == ["true", *kinds] and table[1][1:] == ["0", "0", "0"]  # none of them is bad
+    words = ["data=csv_text", "data.source.path=other.csv", "measure=none"]
+    assert "fine" in frugal("evaluate", str(folder), *words).error
+    assert "tokenizer=words: an evaluation takes that" in frugal("evaluate", str(folder), "tokenizer=words").error
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -122,7 +143,7 @@ def test_a_table_with_what_is_broken_in_it(home: Path) -> None:
         (["data=pydocs", "data.block_size=1000000"], "data.block_size=1000000"),
         (["data=digits", "tokenizer=bytes"], "tokenizer=bytes needs data.task"),
         (["data=pydocs", "preprocess=shifts"], "preprocess=shifts needs data.task"),
-        (["data=pydocs", "model.lora.rank=2", "model.lora.targets=[nothing]"], "model.lora.targets"),
+        (["data=pydocs", "model.lora.rank=2"], "model.lora.rank=2: adapters of random weights"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

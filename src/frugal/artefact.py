@@ -6,10 +6,12 @@ depend on weights and configuration only. A checkpoint says the same of itself u
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import json
 import pickle
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+from torch.nn.parameter import is_lazy
 
 from frugal import settings
-from frugal.errors import RunError
+from frugal.data.cleaning import Cleaning
+from frugal.errors import FrugalError, RunError
 from frugal.models.lora import merge
 from frugal.paths import find_weights
 from frugal.record import write_atomic
+from frugal.tokenizer.base import Tokenizer
+
+NEEDED = {  # dims without which text cannot be fed
+    "text_classification": ("vocabulary", "classes", "max_length"),
+    "language_modeling": ("vocabulary", "block_size"),
+}
+COUNTS = ("vocabulary", "classes", "max_length", "block_size")
+IDS = ("separator", "space")
+MOST = 2**31 - 1  # of any of them
 
 
 @dataclass
@@ -63,13 +77,63 @@ class Description:
         nodes = ("model", "dims", "preprocess", "data", "tokenizer", "state")
         if not isinstance(plain, dict) or not all(isinstance(plain.get(key), dict) for key in nodes):
             raise RunError(f"{path}: does not say which network it holds; it was not written by Frugal")
-        return cls(**{key: plain[key] for key in nodes}, task=str(plain.get("task")))
+        description = cls(**{key: plain[key] for key in nodes}, task=str(plain.get("task")))
+        fault = description.fault()
+        if fault:
+            raise RunError(f"{path}: describes itself wrongly ({fault})")
+        return description
+
+    def fault(self) -> str | None:
+        """What is not as a run writes it, or None; nothing is built for that."""
+        dims, state = self.dims, self.state
+        for key in NEEDED.get(self.task, ()):
+            if key not in dims:
+                return f"dims.{key} is missing"
+        for key in COUNTS:
+            if key in dims and not _is_count(dims[key], 1):
+                return f"dims.{key} is no number from 1 to {MOST}"
+        for key in IDS:
+            if dims.get(key) is not None and not (_is_count(dims[key], 0) and dims[key] < dims.get("vocabulary", MOST)):
+                return f"dims.{key} is no token"
+        shape = dims.get("input_shape", [])
+        if not isinstance(shape, list) or not all(_is_count(size, 1) for size in shape):
+            return "dims.input_shape is no list of sizes"
+        for key in ("preprocess", "tokenizer") if self.task in NEEDED else ():
+            if not isinstance(state.get(key), dict):
+                return f"state.{key} is missing"
+        names = state.get("class_names")
+        if names is not None:
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                return "state.class_names is no list of text"
+            if len(names) != dims.get("classes"):
+                return f"state.class_names has {len(names)} names, dims.classes is {dims.get('classes')}"
+        return None
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return type(value) is int and least <= value <= MOST  # type: True is an int
+
+
+@contextlib.contextmanager
+def crafted(path: Path, what: str = "describes itself wrongly") -> Iterator[None]:
+    """A file may say of itself whatever it likes: what cannot be built from that is one line."""
+    try:
+        yield
+    except FrugalError:
+        raise
+    except BaseException as error:
+        # a panic of a library in Rust is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        said = (str(error).splitlines() or [""])[0][:200]
+        raise RunError(f"{path}: {what} ({type(error).__name__}: {said})") from None
 
 
 def build_network(description: Description) -> nn.Module:
     """The network with fresh weights; every target in it passes the allow-list."""
     network = settings.instantiate(description.model.get("network"), "model.network", description.dims)
-    assert isinstance(network, nn.Module)
+    if not isinstance(network, nn.Module):
+        raise RunError(f"model.network: a {type(network).__name__} is no network")
     add_adapters(network, description.model)
     return network
 
@@ -104,13 +168,80 @@ def load(path: Path) -> tuple[nn.Module, Description]:
     """Read a network from an artefact or a checkpoint. Raises RunError with one line for anything else."""
     state, plain = read(path)
     description = Description.from_dict(plain, path)
-    network = build_network(description)
-    dtype = floating_dtype(state.values())
-    if dtype is not None:  # as it was written: a network in half is tested in half
-        network.to(dtype)
-    load_state(network, state, path)
-    merge(network)
+    with crafted(path):
+        with _no_larger_than(state, path):
+            _refuse_another(description, state, path)
+            network = build_network(description)
+        dtype = floating_dtype(state.values())
+        if dtype is not None:  # as it was written: a network in half is tested in half
+            network.to(dtype)
+        load_state(network, state, path)
+        merge(network)
     return network.eval(), description
+
+
+def text_parts(description: Description, path: Path) -> tuple[Cleaning, Tokenizer]:
+    """What makes a text a network's tokens: cleaning, and the tokenizer with its vocabulary. Raises RunError for what
+    does not fit the network."""
+    found: list[Any] = []
+    for key, node, base in (
+        ("preprocess", description.preprocess, Cleaning),
+        ("tokenizer", description.tokenizer, Tokenizer),
+    ):
+        with crafted(path):
+            target = settings.resolve(node.get("_target_"), f"{key}._target_")
+            if not inspect.isclass(target) or not issubclass(target, base):
+                raise RunError(f"{path}: describes itself wrongly ({key} is no {base.__name__})")
+            thing = settings.instantiate(node, key)
+            thing.load_state_dict(description.state[key])
+            found.append(thing)
+    cleaning, tokenizer = found
+    ids = tokenizer.vocabulary + (description.task == "text_classification")  # and the padding
+    if ids != description.dims["vocabulary"]:
+        raise RunError(
+            f"{path}: describes itself wrongly (dims.vocabulary is {description.dims['vocabulary']}, its tokenizer "
+            f"has {ids})"
+        )
+    return cleaning, tokenizer
+
+
+def _refuse_another(description: Description, state: dict[str, Tensor], path: Path) -> None:
+    """Compare the network that is described with the tensors there are before any memory is taken for it."""
+    try:
+        with torch.device("meta"):
+            network = build_network(description)
+    except FrugalError:
+        raise
+    except Exception:  # of anybody's code
+        return  # it computes with its tensors while it is built: compared when it stands
+    refuse_other_state(network, state, path)
+
+
+@contextlib.contextmanager
+def _no_larger_than(state: dict[str, Tensor], path: Path) -> Iterator[None]:
+    """While networks are built here, refuse many more or much larger parts than a file has: of a million layers, or of
+    a tensor that its state does not hold."""
+    parts, size = 10 * len(state) + 1000, max([2**24, *(4 * tensor.numel() for tensor in state.values())])
+    seen = 0
+
+    def refuse(module: nn.Module, name: str, part: Any) -> None:
+        nonlocal seen
+        seen += 1
+        if seen > 2 * parts:  # built twice
+            raise RunError(f"{path}: holds another network (it has {len(state)} tensors, the network many more)")
+        if isinstance(part, Tensor) and not is_lazy(part) and part.numel() > size:
+            raise RunError(f"{path}: holds another network ({name} would be {tuple(part.shape)})")
+
+    registered = [
+        hooks.register_module_parameter_registration_hook(refuse),
+        hooks.register_module_buffer_registration_hook(refuse),
+        hooks.register_module_module_registration_hook(refuse),
+    ]
+    try:
+        yield
+    finally:
+        for hook in registered:
+            hook.remove()
 
 
 def floating_dtype(tensors: Iterable[Tensor]) -> torch.dtype | None:
@@ -126,12 +257,20 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         try:
             with safe_open(path, framework="pt") as file:
                 plain = json.loads((file.metadata() or {}).get("frugal", "{}"))
-                return {name: file.get_tensor(name) for name in file.keys()}, plain  # noqa: SIM118
-        except (SafetensorError, json.JSONDecodeError, OSError) as error:
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return state, plain if isinstance(plain, dict) else {}
+        except (SafetensorError, ValueError, RecursionError, OSError) as error:
             raise RunError(f"{path}: not a safetensors artefact ({str(error).splitlines()[0]})") from None
     checkpoint = read_checkpoint(path)
     prefix = "network."
-    state = {k[len(prefix) :]: v for k, v in checkpoint.get("state_dict", {}).items() if k.startswith(prefix)}
+    state = {
+        key[len(prefix) :]: tensor
+        for key, tensor in checkpoint["state_dict"].items()
+        if isinstance(key, str) and key.startswith(prefix)
+    }
+    strange = next((key for key, tensor in state.items() if not isinstance(tensor, Tensor)), None)
+    if strange is not None:
+        raise RunError(f"{path}: not a checkpoint ({strange} is no tensor)")
     plain = checkpoint.get("frugal")
     return state, plain if isinstance(plain, dict) else {}
 
@@ -155,7 +294,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Load by name and shape; a state of another network is refused with the first name that differs.
+    """Load by name and shape; a state of another network is refused with the first name that differs."""
+    refuse_other_state(network, state, path)
+    network.load_state_dict(state)
+
+
+def refuse_other_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Raises RunError with the first name or shape in which a state is not the network's, which may be on `meta`.
 
     Buffers of a module that says `resizes_on_load` have no shape of their own: tables of counts.
     """
@@ -175,7 +320,6 @@ def load_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None
     extra = sorted(set(state) - set(own))
     if extra:
         raise RunError(f"{path}: holds another network (it has {extra[0]} besides)")
-    network.load_state_dict(state)
 
 
 def _without_shared(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from frugal.errors import SettingsError, did_you_mean
 from frugal.folder import Run, StepCounter
 from frugal.measure import Energy, Ledger, Memory, Throughput, TimeLedger, TimeToTarget, count_flops
 from frugal.measure.flops import StepFlops
+from frugal.models.gpt import GPT
 from frugal.models.gpt2 import convert, is_gpt2
 from frugal.models.module import Module
 from frugal.paths import find_weights
@@ -75,7 +76,11 @@ def build_network(cfg: DictConfig, data: DataModule) -> tuple[nn.Module, dict[st
     source = cfg.model.get("init_from")
     if source:
         path = find_weights(Path(source))
-        state = convert(path, network.block_size) if is_gpt2(path) else artefact.read(path)[0]
+        if (gpt2 := is_gpt2(path)) and not isinstance(network, GPT):
+            raise SettingsError(
+                f"model.init_from={source}: is a GPT-2 file, and {type(network).__name__} is no GPT; set model=gpt2"
+            )
+        state = convert(path, network.block_size) if gpt2 else artefact.read(path)[0]
         artefact.load_state(network, state, path)
     return network, artefact.add_adapters(network, settings.plain(cfg.model))
 
@@ -131,13 +136,15 @@ def describe(cfg: DictConfig, data: DataModule) -> Description:
         node.get("source", {}).pop(name, None)
     for name in ("workers", "cache", "defaults"):
         node.pop(name, None)
+    tokenizer = settings.plain(cfg.tokenizer) if cfg.get("tokenizer") else {}
+    tokenizer.pop("files", None)  # a place too: what lay there is in the state
     return Description(
         model=settings.plain(cfg.model) | {"init_from": None},
         dims={key: list(value) if isinstance(value, tuple) else value for key, value in data.dims().items()},
         task=str(cfg.data.task),
         preprocess=settings.plain(cfg.preprocess),
         data=node,
-        tokenizer=settings.plain(cfg.tokenizer) if cfg.get("tokenizer") else {},
+        tokenizer=tokenizer,
         state=data.state_dict(),
     )
 

@@ -6,8 +6,6 @@ which data it was trained. Any data option that fits can take that one's place.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from frugal import artefact, settings
 from frugal.absent import explain_absent
-from frugal.artefact import Description
+from frugal.artefact import Description, crafted
 from frugal.build import build_data, build_loggers, count_step, set_threads
-from frugal.errors import RefusedError, RunError
+from frugal.errors import RefusedError
 from frugal.folder import Run
 from frugal.measure import Ledger
 from frugal.paths import find_weights
@@ -77,15 +75,6 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
         tell(loggers, record, run.artefact)
     finally:
         close(loggers)
-
-
-@contextlib.contextmanager
-def crafted(path: Path) -> Iterator[None]:
-    """A file may say of itself whatever it likes: what cannot be built from that is one line."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"{path}: describes itself wrongly ({type(error).__name__}: {error})") from None
 
 
 def settings_for(cfg: DictConfig, description: Description, path: Path) -> DictConfig:

@@ -120,7 +120,7 @@ def leaves(cfg: Any) -> Iterable[tuple[str, Any]]:
     for root, node in plain.items():
         if root == "run":
             node = {k: v for k, v in node.items() if k in KEPT_RUN_KEYS}
-        elif root in IGNORED_ROOTS:
+        elif root in IGNORED_ROOTS or ("source" in plain and root in settings.FROM_THE_RUN):
             continue
         yield from walk(node, str(root))
 

@@ -125,6 +125,8 @@ def _check(job: Job) -> FrugalError | None:
     """The torch-free checks; in a sweep their error is kept until there is a record to write it into."""
     OmegaConf.set_struct(job.cfg, False)
     try:
+        if job.verb == "evaluate":
+            _leave_to_the_run(job)
         settings.plain(job.cfg)
         settings.check_targets(job.cfg)
         settings.check_values(job.cfg)
@@ -134,6 +136,18 @@ def _check(job: Job) -> FrugalError | None:
     except FrugalError as error:
         return error
     return None
+
+
+def _leave_to_the_run(job: Job) -> None:
+    """Drop what a data option brought along and the run says itself; SettingsError where the command named it."""
+    for word in job.overrides:
+        if word.lstrip("+~").split("=")[0].split(".")[0].split("@")[0] in settings.FROM_THE_RUN:
+            raise SettingsError(
+                f"{word}: an evaluation takes that from the run; choose data, measure, trainer or logger"
+            )
+    for group in settings.FROM_THE_RUN:
+        job.cfg[group] = None
+        job.choices.pop(group, None)
 
 
 def _check_weights(key: str, value: Any) -> None:

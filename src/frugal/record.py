@@ -122,6 +122,7 @@ class Latency:
     p99_ms: float
     speedup_theoretical: float | None = None
     speedup_realized: float | None = None
+    tokens: int | None = None  # of each sample, where they are text
 
 
 @dataclass

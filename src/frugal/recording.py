@@ -90,6 +90,9 @@ def record_compute(record: Record, cfg: DictConfig, flops: StepFlops | None, fit
         samples_per_step=batch * int(cfg.trainer.accumulate_grad_batches),
         tokens_per_sample=None if example.is_floating_point() else example.shape[1],
         tokens_trained=fit.throughput.tokens_trained,
+        uneven="a curriculum's shorter blocks cost less than the whole ones that were counted"
+        if getattr(data, "curriculum", None) is not None
+        else None,
         devices=fit.trainer.world_size,
         no_peak=None if cfg.measure.mfu else "measure.mfu=false",
     )
@@ -103,10 +106,19 @@ def measure_network(
     network = network.to(device).eval()
     record.size = size_figures(network, file)
     record.sparsity = sparsity_figures(network)
-    example = next(iter(data.calibration_batches(1)))[:1]
+    example = typical_input(data)
     # A network that `trainer.precision=bf16-true` left in half takes its inputs in half; tokens stay what they are.
     dtype = artefact.floating_dtype(network.parameters()) if example.is_floating_point() else None
     _measure_latency(record, cfg, network, example.to(device, dtype))
+
+
+def typical_input(data: DataModule) -> Tensor:
+    """One input (1, ...) as the network takes it; a text is as long as the training's are on average."""
+    if data.example(1).is_floating_point():
+        return next(iter(data.calibration_batches(1)))[:1]
+    batch, length = next(iter(data.calibration_batches(64))), data.example(1).shape[1]
+    longest = torch.count_nonzero(batch, dim=1).argmax() if batch.shape[1] > length else 0  # padding is 0
+    return batch[longest : longest + 1, :length]
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -149,8 +149,19 @@ class Evaluate:
     run: RunSettings = field(default_factory=RunSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     measure: MeasureSettings = field(default_factory=MeasureSettings)
+    tokenizer: Any = None
+    preprocess: Any = None
+    curriculum: Any = None
+    optim: Any = None
+    schedule: Any = None
+    model: Any = None
     data: Any = None
     logger: Any = None
+
+
+# What an evaluation takes from the run: a data option may bring options of these groups along, which then count for
+# nothing, and a command may not name them.
+FROM_THE_RUN = ("tokenizer", "preprocess", "curriculum", "optim", "schedule", "model")
 
 
 @dataclass

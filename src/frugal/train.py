@@ -71,6 +71,11 @@ def check(cfg: DictConfig) -> None:
     settings.check_node(model, "model", {"network", "optimizer", "schedule", *FACTS})
     settings.check_node(cfg.model.network, "model.network", DIMS.get(cfg.data.task, set()))
     settings.check_node(cfg.model.get("lora"), "model.lora")
+    if (cfg.model.get("lora") or {}).get("rank") and not cfg.model.get("init_from"):
+        raise SettingsError(
+            f"model.lora.rank={cfg.model.lora.rank}: adapters of random weights; "
+            "name the run whose weights to start from, model.init_from=RUN"
+        )
     settings.check_node(cfg.optim, "optim", {"params", "network"})
     settings.check_node(cfg.schedule, "schedule", {"optimizer", "total_steps"})
     for name, node in (cfg.callbacks or {}).items():
@@ -229,7 +234,7 @@ def keep_confusion(run: Run, module: pl.LightningModule, data: DataModule) -> No
     counts = getattr(module, "confusion", None)
     if counts is None:
         return
-    names = getattr(data.source, "class_names", None) or [str(label) for label in range(len(counts))]
+    names = data.class_names or [str(label) for label in range(len(counts))]
     buffer = io.StringIO()
     table = csv.writer(buffer, lineterminator="\n")
     table.writerow(["true", *names])

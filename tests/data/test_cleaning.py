@@ -32,9 +32,25 @@ def removed(clean: Cleaning) -> dict[str, int]:
 @pytest.mark.parametrize("more", ["", "é"])  # text of ASCII alone takes another way
 def test_control_characters_go_but_for_tabs_and_line_ends(more):
     clean = Cleaning(**OFF | {"control": True})
-    dirty = f"a\0b\x1b[0m\tc\r\nd\re\n\x7f{more}" + "\x85" * bool(more)
-    assert texts(clean.documents([Piece(dirty)])) == [f"ab[0m\tc\nde\n{more}"]
-    assert removed(clean) == {"control_characters": 4 + bool(more), "line_ends": 1}
+    dirty = f"a\0b\x1b[0m\tc\nd\n\x7f{more}" + "\x86" * bool(more)
+    assert texts(clean.documents([Piece(dirty)])) == [f"ab[0m\tc\nd\n{more}"]
+    assert removed(clean) == {"control_characters": 3 + bool(more)}
+
+
+@pytest.mark.parametrize("more", ["", "é"])
+def test_line_ends_of_all_kinds_become_one_and_glue_no_words(more):
+    clean = Cleaning(**OFF | {"control": True})
+    assert clean.text(f"one\rtwo\r\nthree\x0bfour\x0cfive{more}\x85six\r\r\n") == (
+        f"one\ntwo\nthree\nfour\nfive{more}\nsix\n\n"
+    )
+    assert removed(clean) == {"line_ends": 7}
+
+
+def test_a_line_end_between_two_pieces_is_one():
+    clean = Cleaning(**OFF | {"control": True})
+    pieces = [Piece("a\r", False), Piece("\nb\r", False), Piece("c", False), Piece("d\r", False), Piece("")]
+    assert texts(clean.documents([*pieces, Piece("\ne")])) == ["a\nb\ncd\n", "\ne"]
+    assert removed(clean) == {"line_ends": 3}
 
 
 def test_normal_forms():
@@ -97,6 +113,21 @@ def test_what_is_measured_on_keeps_all_its_documents():
     assert texts(clean.documents(given, whole=False)) == ["a", "a", "xy"]
     kept, y = clean.labelled(["a", "a", ""], np.array([0, 0, 1]), whole=False)
     assert kept == ["a", "a", ""] and y.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("buffer", [3, 100])
+def test_what_stands_in_training_too_is_dropped_of_what_is_measured_on(monkeypatch, buffer):
+    monkeypatch.setattr(cleaning, "BUFFER", buffer)
+    clean, seen = Cleaning(), set()
+    assert texts(clean.documents([Piece("a"), Piece("bcd\0")], seen=seen)) == ["a", "bcd"]
+    given = [Piece("x"), Piece("a"), Piece("x"), Piece("b", False), Piece("cd"), Piece("long", False), Piece("er")]
+    assert texts(clean.documents(given, whole=False, seen=seen)) == ["x", "x", "longer"]
+    assert clean.counts["duplicates_across_splits"] == 2 and clean.counts["not_compared"] == (buffer == 3)
+    assert clean.across(["x", "a"], ["a", "b"]).tolist() == [False, True]
+    assert clean.counts["duplicates_across_splits"] == 3
+    clean = Cleaning(duplicates=False)
+    assert texts(clean.documents([Piece("a")], whole=False, seen=seen)) == ["a"]
+    assert clean.across(["a"], ["a"]).tolist() == [False] and removed(clean) == {}
 
 
 def test_rows_are_duplicates_only_with_the_same_label():

@@ -106,18 +106,78 @@ def test_a_given_tokenizer_is_taken_and_not_fitted(tmp_path):
     assert json.loads((corpus.folder / "tokenizer.json").read_text()) == given.state_dict()
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["fitted", "given"])
+@pytest.mark.parametrize(
+    "documents",
+    [
+        ["ab " * 30, "xyz " * 5, "q" * 40, "r"],
+        ["ab " * 200],
+        [["ab" * 20, "cd" * 20, ""], ["ef", "gh" * 5]],
+        ["a", "b"],
+    ],
+)
+@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.3, 0.6])
+def test_the_tokenizer_was_fitted_on_the_training_tokens(tmp_path, documents, fraction, given):
+    """By a tokenizer that has fewer tokens where text repeats: cuts by tokens and by characters lie far apart."""
+
+    class Runs(Letters):
+        def fit(self, texts):
+            self.seen = "".join(texts)
+            super().fit(["abcdefghqrxyz -", self.seen])
+
+        def encode(self, text):
+            return np.array([self.ids[c] for c in text.replace("ab ", "-")], dtype=np.int32)
+
+        def decode(self, ids):
+            return super().decode(ids).replace("-", "ab ").replace("|", "")
+
+    source, fitted = Documents(train=documents), Runs()
+    open_corpus(source, Cleaning(), fitted, tmp_path / "one", fraction)
+    tokenizer = Runs()
+    if given:
+        tokenizer.fit([])
+    corpus = open_corpus(source, Cleaning(), tokenizer, tmp_path / "other", fraction)
+    assert told(corpus, fitted, "train") == fitted.seen
+    splits = corpus.figures()["splits"]
+    whole = "".join("".join(text) for text in documents)
+    assert "".join(told(corpus, fitted, name) for name in splits) == whole
+    assert splits["train"]["characters"] == len(fitted.seen)
+    assert sum(split["characters"] for split in splits.values()) == len(whole)
+    assert sum(split["tokens"] for split in splits.values()) == len(np.fromfile(corpus.folder / "train.tokens", "u1"))
+    if len(whole) > 10:
+        assert abs(splits["val"]["characters"] / len(whole) - fraction) <= fraction / 2 + 0.05
+
+
+def test_text_that_the_vocabulary_lacks_is_counted_where_it_stands(tmp_path):
+    source = Documents(train=["ab" * 20, "xyab"], test=["z"])
+    corpus, _ = made(tmp_path, source, val_fraction=0.1)
+    assert corpus.figures()["unknown"] == {"train": 0, "val": 2, "test": 1}
+
+
+@pytest.mark.parametrize(("own", "left"), [(True, "a a|x|a a|"), (False, "x|")])
+def test_documents_of_training_are_not_tested_on_where_the_source_cut_them(tmp_path, own, left):
+    source = Documents(train=["a a", "x y"], test=["a a", "x", "a a"])
+    source.own_splits = own
+    corpus, letters = made(tmp_path, source)
+    assert told(corpus, letters, "test") == left and told(corpus, letters, "train") == "a a|x y|"
+    assert corpus.figures()["cleaning"]["test"].get("duplicates_across_splits", 0) == (0 if own else 2)
+    source.own_splits = False
+    corpus, letters = made(tmp_path / "all", source, duplicates=False)
+    assert told(corpus, letters, "test") == "a a|x|a a|"
+
+
 def test_the_tokenizer_knows_no_validation_and_no_test_text(tmp_path):
-    source = Documents(train=["aaaaabbbbb" * 9 + "xxxxxxxxxx"], test=["z"])
+    source = Documents(train=["aaaaabbbbb" * 9 + "xxxxxxxxba"], test=["z"])
     corpus, letters = made(tmp_path, source, val_fraction=0.1)
     assert letters.letters == ["a", "b"]
-    assert corpus.splits["val"].end == len(corpus.splits["train"]) + len(corpus.splits["val"])
+    assert told(corpus, letters, "train") == "aaaaabbbbb" * 9 and told(corpus, letters, "val") == "ba|"
 
 
 # ---------------------------------------------------------------------------------------------------------- validation
 def test_validation_is_the_end_from_a_document_on(tmp_path):
     documents = ["abcd", "abdc", "acbd", "acdb", "adbc", "adcb", "bacd", "badc", "bcad"]
     corpus, letters = made(tmp_path, Documents(train=documents), val_fraction=0.3)
-    # 45 tokens, of which 14 are wanted: a cut at 31 goes on to the document that begins at 35
+    # 36 characters, of which 11 are wanted: a cut at 25 goes on to the document that begins at 28
     assert told(corpus, letters, "val") == "badc|bcad|"
     assert corpus.splits["train"].document_edges().tolist() == list(range(0, 36, 5))
     assert corpus.splits["val"].document_edges().tolist() == [0, 5, 10]
@@ -128,10 +188,10 @@ def test_validation_is_the_end_from_a_document_on(tmp_path):
 
 def test_a_long_document_is_cut_within(tmp_path):
     corpus, letters = made(tmp_path, Documents(train=["a" * 40 + "bä" * 29 + "b"]), val_fraction=0.1)
-    assert len(corpus.splits["val"]) == 10 and told(corpus, letters, "val").endswith("b|")
+    assert len(corpus.splits["val"]) == 11 and told(corpus, letters, "val") == "äbäbäbäbäb|"[-11:]
     splits = corpus.figures()["splits"]
-    assert splits["val"]["characters"] == 9 and splits["val"]["bytes"] == 9 + 4
-    assert splits["train"]["characters"] == 90 and splits["train"]["bytes"] == 90 + 25
+    assert splits["val"]["characters"] == 10 and splits["val"]["bytes"] == 10 + 5
+    assert splits["train"]["characters"] == 89 and splits["train"]["bytes"] == 89 + 24
     assert splits["train"]["documents"] == splits["val"]["documents"] == 1
 
 
@@ -156,6 +216,19 @@ def test_a_damaged_corpus_is_made_anew(tmp_path, capsys):
         again, _ = made(tmp_path)
         assert (again.folder / "train.tokens").read_bytes() == whole and again.meta == corpus.meta
     assert "train.tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("summed", [64 << 20, 16])
+def test_overwritten_tokens_are_noticed(tmp_path, capsys, monkeypatch, summed):
+    monkeypatch.setattr(module, "SUMMED", summed)
+    monkeypatch.setattr(module, "ENDS_SUMMED", 8)
+    corpus, _ = made(tmp_path)
+    for name in ("train.tokens", "train.documents", "tokenizer.json"):
+        whole = (corpus.folder / name).read_bytes()
+        for place in (3, len(whole) - 2):
+            (corpus.folder / name).write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
+            assert (made(tmp_path)[0].folder / name).read_bytes() == whole
+            assert f"{name}: not what was written; the corpus is made anew" in capsys.readouterr().out
 
 
 def test_a_damaged_tokenizer_is_fitted_anew(tmp_path):

@@ -70,14 +70,25 @@ def test_buckets_save_padding():
     assert lengths[True] < 0.8 * lengths[False]
 
 
-def test_evaluation_goes_by_length_and_sees_each_text_once():
+def test_evaluation_batches_are_of_like_length_and_see_each_text_once():
     data = make(Labelled(train=ROWS, test=ROWS[:50]), eval_batch_size=8)
     data.setup()
     batches = list(data.test_dataloader())
-    assert [len(y) for _, y in batches] == [8] * 6 + [2]
+    assert sorted(len(y) for _, y in batches) == [2] + [8] * 6
     assert sorted(told(data, batches)) == sorted(ROWS[:50])
-    lengths = [len(text) for text, _ in told(data, batches)]
-    assert lengths == sorted(lengths)
+    lengths = [[len(text) for text, _ in told(data, [batch])] for batch in batches]
+    assert [n for batch in sorted(lengths) for n in batch] == sorted(len(text) for text, _ in ROWS[:50])
+    for one, other in zip(batches, data.test_dataloader(), strict=True):
+        assert torch.equal(one[0], other[0])  # the same order at each pass
+
+
+def test_the_first_batches_of_an_evaluation_are_no_shorter_than_all():
+    rows = [("a" * (i % 200 + 1), i % 2) for i in range(2000)]
+    data = make(Labelled(train=rows[:200], test=rows), eval_batch_size=20)
+    data.setup()
+    lengths = [float((x > 0).sum(1).float().mean()) for x, _ in data.test_dataloader()]
+    assert sum(lengths) / 100 == pytest.approx(100.5)
+    assert 75 < sum(lengths[:25]) / 25 < 125  # by length: 25
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -143,6 +154,33 @@ def test_validation_is_stratified_and_the_tokenizer_does_not_know_it():
     given = make(Labelled(train=ROWS, val=ROWS[:7], test=ROWS[:5]), val_fraction=0.25)
     given.setup()
     assert len(given.splits["train"]) == 120 and len(given.splits["val"]) == 7
+
+
+def test_what_was_cut_from_training_has_no_text_of_it():
+    """Two labels of one text, or two of the same that cleaning makes alike: on both sides of a cut."""
+    rows = [(chr(0x4E00 + i % 60), i % 2 if i < 60 else (i + 1) % 2) for i in range(120)]
+
+    def texts(data: TextDataModule, name: str) -> set[tuple[int, ...]]:
+        split = data.splits[name]
+        return {tuple(split(np.array([i]))[0][0].tolist()) for i in range(len(split))}
+
+    test = [(chr(0x4E00), 0), ("ab", 1), (chr(0x4E01) + "\0", 0)]
+    given = Labelled(classes=2, train=[*rows, ("a", 0), ("b", 1)], test=test)
+    known = Letters(False)
+    known.fit(text for text, _ in rows)
+    data = make(given, cleaning=Cleaning(), val_fraction=0.3, tokenizer=known)
+    data.setup()
+    assert not texts(data, "val") & texts(data, "train")
+    across = data.figures()["cleaning"]["duplicates_across_splits"]
+    assert 0 < across < 37 and len(data.splits["val"]) == 37 - across and len(data.splits["test"]) == 3
+    given.own_splits = False
+    data = make(given, cleaning=Cleaning(), val_fraction=0)
+    data.setup()
+    assert told(data, data.test_dataloader()) == [("ab", 1)]
+    assert data.figures()["cleaning"]["duplicates_across_splits"] == 2
+    data = make(given, val_fraction=0.3)  # duplicates stay
+    data.setup()
+    assert len(data.splits["test"]) == 3 and len(data.splits["val"]) == 37
 
 
 def test_a_given_tokenizer_is_not_fitted():

@@ -167,50 +167,66 @@ def test_without_a_test_split_validation_is_tested_on(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------- borders of documents
-def test_nothing_is_predicted_across_an_isolated_border(tmp_path):
+def test_the_begin_of_an_isolated_document_is_predicted_from_the_separator(tmp_path):
     data = make(tmp_path, "isolate", given=Documents(train=["abcabc"], test=["abc", "c", "ba"]), block_size=4)
     data.setup()
-    assert data.dims()["separator"] == 3 and data.facts()["padded"] is True
+    assert data.dims()["separator"] == 3 and data.facts()["padded"] is False
     (batch,) = data.test_dataloader()
     x, y = (part.tolist() for part in batch)
     assert x == [[0, 1, 2, 3], [2, 3, 1, 0]]  # abc|c|ba|
-    assert y == [[1, 2, 3, -100], [3, -100, 0, 3]]
+    assert y == [[1, 2, 3, 2], [3, 1, 0, 3]]
 
 
 def test_short_documents_lie_whole_in_packed_blocks(tmp_path):
-    texts = ["ab", "abc", "abcd", "a", "", "aabbccddaa", "b"]
+    texts = ["ab", "ab", "abcd", "", "a", "aabbccddaa", "b"]
     data = make(tmp_path, "pack", given=Documents(train=["abcd"], test=texts), block_size=6)
     data.setup()
     (batch,) = data.test_dataloader()
     s = data.dims()["separator"]
     a, b, c, d, no = 0, 1, 2, 3, -100
     assert s == 4
-    # ab|abc fills six, its second separator a target only; an empty document predicts nothing and takes no room;
-    # the tenth letter and the separator of the long one do not fit, and are packed with the next
+    assert data.facts()["padded"] is True
+    # |ab|ab fills six, its last separator a target only; an empty document is a separator and takes room for it;
+    # the end of the long one begins a block, and is packed with the next
     assert batch[0].tolist() == [
-        [a, b, s, a, b, c],
-        [a, b, c, d, s, a],
-        [a, a, b, b, c, c],
-        [d, d, a, a, s, b],
+        [s, a, b, s, a, b],
+        [s, a, b, c, d, s],
+        [s, a, s, s, s, s],
+        [s, a, a, b, b, c],
+        [c, d, d, a, a, s],
+        [s, b, s, s, s, s],
     ]
     assert batch[1].tolist() == [
-        [b, s, no, b, c, s],
-        [b, c, d, s, no, s],
-        [a, b, b, c, c, d],
-        [d, a, a, s, no, s],
+        [a, b, s, a, b, s],
+        [a, b, c, d, s, s],
+        [a, s, no, no, no, no],
+        [a, a, b, b, c, c],
+        [d, d, a, a, s, no],
+        [b, s, no, no, no, no],
     ]
 
 
 def test_padding_of_packed_blocks_is_predicted_nowhere(tmp_path):
-    data = make(tmp_path, "pack", given=Documents(train=["abc"], test=["abc", "abc", "abc"]), block_size=5)
+    data = make(tmp_path, "pack", given=Documents(train=["abc"], test=["abc", "abc", "abc"]), block_size=6)
     data.setup()
     (batch,) = data.test_dataloader()
-    assert batch[0].tolist() == [[0, 1, 2, 3, 3]] * 3
-    assert batch[1].tolist() == [[1, 2, 3, -100, -100]] * 3
+    assert batch[0].tolist() == [[3, 0, 1, 2, 3, 3]] * 3
+    assert batch[1].tolist() == [[0, 1, 2, 3, -100, -100]] * 3
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 16])
+@pytest.mark.parametrize("documents", ["join", "isolate"])
+def test_evaluation_predicts_the_begin_of_every_document(tmp_path, documents, block_size):
+    texts = [COUNTING[begin:end] for begin, end in [(0, 5), (5, 6), (6, 40), (40, 50)]]
+    data = make(tmp_path, documents, given=Documents(train=[COUNTING], test=texts), block_size=block_size,
+                separated=True)  # fmt: skip
+    data.setup()
+    stream = [i for text in texts for i in [*(ord(letter) - 0x4E00 for letter in text), 1000]]
+    assert predicted(data.test_dataloader()) == dict.fromkeys(itertools.pairwise(stream), 1)
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 8, 64])
-def test_packing_predicts_each_token_of_each_document_but_its_first_once(tmp_path, block_size):
+def test_packing_predicts_each_token_of_each_document_once(tmp_path, block_size):
     draw = np.random.Generator(np.random.PCG64(block_size))
     cuts = np.sort(draw.choice(1000, 150, replace=False))
     texts = [COUNTING[begin:end] for begin, end in itertools.pairwise([0, *cuts.tolist(), 1000])]
@@ -219,7 +235,7 @@ def test_packing_predicts_each_token_of_each_document_but_its_first_once(tmp_pat
     data.setup()
     expected: dict[tuple[int, int], int] = {}
     for text in texts:
-        ids = [ord(letter) - 0x4E00 for letter in text] + [1000]
+        ids = [1000] + [ord(letter) - 0x4E00 for letter in text] + [1000]
         expected |= dict.fromkeys(itertools.pairwise(ids), 1)
     assert predicted(data.test_dataloader()) == expected
     trained = predicted(data.train_dataloader())
@@ -230,11 +246,11 @@ def test_packing_predicts_each_token_of_each_document_but_its_first_once(tmp_pat
 
 def test_training_on_packed_documents_takes_each_block_once(tmp_path):
     texts = [COUNTING[i : i + 10] for i in range(0, 1000, 10)]
-    data = make(tmp_path, "pack", given=Documents(train=texts), block_size=21, batch_size=10)
+    data = make(tmp_path, "pack", given=Documents(train=texts), block_size=23, batch_size=10)
     data.setup()
-    loader = data.train_dataloader()  # two documents a block: 10 predictions, a border, 10 predictions
+    loader = data.train_dataloader()  # two documents a block: 11 predictions each
     first, second = list(loader), list(loader)
-    assert len(first) == 5 and predicted(first) == predicted(second) and len(predicted(first)) == 1000
+    assert len(first) == 5 and predicted(first) == predicted(second) and len(predicted(first)) == 1100
     assert [x.tolist() for x, _ in first] != [x.tolist() for x, _ in second]
 
 

@@ -124,15 +124,16 @@ def test_no_token_sees_a_later_one(positions: str, separator: int | None) -> Non
 def test_documents_in_a_block_do_not_see_each_other(positions: str, shift: int) -> None:
     """Where positions are relative, the second document's logits are those that it has alone."""
     network = small(positions=positions, separator=SEPARATOR, token_shift=shift)
-    first, second = torch.tensor([1, 2, 3, SEPARATOR]), torch.tensor([4, 5, 6, 8, SEPARATOR])
-    other = torch.tensor([9, 0, 5, SEPARATOR])
+    first, second = torch.tensor([1, 2, 3, 7]), torch.tensor([SEPARATOR, 4, 5, 6, 8])
+    other = torch.tensor([9, 0, 5, 2])
     both = network(torch.cat([first, second])[None])[0]
     assert torch.equal(both[4:], network(torch.cat([other, second])[None])[0, 4:])
     if positions != "learned":
         torch.testing.assert_close(both[4:], network(second[None])[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(both[:4], network(first[None])[0], rtol=0, atol=1e-5)
-    # the separator itself still sees the document that it ends
-    assert not torch.allclose(both[3], network(torch.cat([other, second])[None])[0, 3], atol=1e-3)
+    # the separator is part of the document that follows, which sees it
+    changed = torch.cat([first, torch.tensor([0]), second[1:]])[None]
+    assert not torch.allclose(both[5], network(changed)[0, 5], atol=1e-3)
     # and without isolation the same tokens do see each other
     leaking = small(positions=positions, token_shift=shift)
     leaking.load_state_dict(network.state_dict())

@@ -105,7 +105,7 @@ def test_padding_counts_neither_as_tokens_nor_in_the_gradient() -> None:
     # token 1 at two (targets 1 and 2), token 2 at one (target 0)
     one = torch.eye(3)
     p = PROBABILITIES
-    expected = torch.stack([p[0] - one[1], 2 * p[1] - one[1] - one[2], p[2] - one[0]]) / 4
+    expected = torch.stack([p[0] - one[1], 2 * p[1] - one[1] - one[2], p[2] - one[0]]) / 6  # places
     assert torch.allclose(model.network.table.detach(), PROBABILITIES.log() - expected, atol=1e-6)
     assert float(model.last_loss) == pytest.approx(NATS / 4)
 
@@ -114,3 +114,16 @@ def test_a_sample_is_a_block_also_where_blocks_come_in_pieces() -> None:
     pieces = torch.zeros(8, 4, dtype=torch.long)
     assert module(padded=False, block_size=16).count_batch((pieces, pieces)) == (2, 32)
     assert module(padded=False).count_batch((pieces, pieces)) == (8, 32)
+
+
+def test_micro_batches_weigh_each_token_as_one_large_batch_does() -> None:
+    x = torch.tensor([[0, 1, 2, 0], [1, 1, 0, 2]])
+    y = torch.tensor([[1, 2, 0, 1], [2, -100, -100, -100]])  # four tokens, and one
+    tables = []
+    for batches, accumulate in (([(x, y)], 1), ([(x[:1], y[:1]), (x[1:], y[1:])], 2)):
+        model = module()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer(max_epochs=1, accumulate_grad_batches=accumulate).fit(model, Batches(batches))
+        tables.append(model.network.table.detach())
+    assert torch.allclose(*tables, atol=1e-6) and not torch.allclose(tables[0], PROBABILITIES.log())

@@ -82,11 +82,11 @@ class Definition:
                 self.lower[k] = Counter(gram[1:] for gram in self.often[k + 1])
 
     def context(self, tokens: list[int]) -> tuple[int, ...]:
-        """Back to the begin of the document; a separator ends the one before."""
+        """Back to the begin of the document, which is the separator before it."""
         begin = 0
-        for place, token in enumerate(tokens[:-1]):
+        for place, token in enumerate(tokens):
             if token == self.separator:
-                begin = place + 1
+                begin = place
         return tuple(tokens[begin:])
 
     def next(self, tokens: list[int]) -> list[float]:
@@ -121,12 +121,7 @@ def text(seed: int, rows: int, length: int, vocabulary: int) -> tuple[Tensor, Te
 @pytest.mark.parametrize("smoothing", ["kneser_ney", "absolute", "witten_bell"])
 def test_probabilities_are_those_of_the_definition(smoothing: str, separator: int | None) -> None:
     x, y = text(0, 20, 12, 6)
-    if separator is None:
-        y[3, 7:] = -100
-    else:
-        # `isolate` predicts nothing after a separator; here each token of x is some target, the first of a block too
-        y[x == separator] = -100
-        x[:, 0] = torch.where(x[:, 0] == separator, 0, x[:, 0])
+    y[3, 7:] = -100
     settings = {"order": 4, "vocabulary": 6, "smoothing": smoothing, "separator": separator}
     network, definition = counted(x, y, **settings), Definition(x, y, **settings)  # type: ignore[arg-type]
     new = text(1, 3, 12, 7)[0].clamp(max=5)  # with a token that was never seen
@@ -135,6 +130,17 @@ def test_probabilities_are_those_of_the_definition(smoothing: str, separator: in
     expected = torch.tensor([[definition.next(row[: t + 1]) for t in range(12)] for row in new.tolist()])
     assert torch.allclose(found, expected, atol=1e-6)
     assert torch.allclose(found.sum(2), torch.ones(3, 12), atol=1e-5) and bool((found > 0).all())
+
+
+def test_documents_begin_as_they_did_after_a_separator() -> None:
+    """Of 5|1 2 5|3 2 5|1 4 (5 the separator): P(1 | 5) by hand, whatever stands before the separator."""
+    tokens = torch.tensor([[5, 1, 2, 5, 3, 2, 5, 1, 4]])
+    settings = {"vocabulary": 6, "order": 3, "smoothing": "witten_bell", "separator": 5, "block_size": 8}
+    network = counted(tokens[:, :-1], tokens[:, 1:], **settings)  # type: ignore[arg-type]
+    p = network(torch.tensor([[5, 0], [2, 5], [3, 5]])).exp()
+    one = (2 + 5 / 6) / (8 + 5)  # two of eight targets, five kinds
+    expected = (2 + 2 * one) / (3 + 2)  # twice of three times, then 1 or 3
+    assert [p[0, 0, 1].item(), p[1, 1, 1].item(), p[2, 1, 1].item()] == pytest.approx([expected] * 3)
 
 
 def test_nothing_is_known_before_counting() -> None:

@@ -6,21 +6,24 @@
                             train.documents  int64, where each document ends (behind its separator, if there is one)
     cache/tokenizer-<hash>.json              what was fitted for such a corpus
 
-Text streams through in constant memory. A corpus is written beside its place and then renamed: what has the name is
-whole. One whose files do not have their sizes is made anew.
+Text streams through in constant memory, but for 8 bytes a document. A corpus is written beside its place and then
+renamed: what has the name is whole. One whose files do not have their sizes or checksums is made anew.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import copy
 import fcntl
+import functools
 import hashlib
 import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,8 +36,10 @@ from frugal.errors import DataError, SettingsError
 from frugal.record import write_atomic
 from frugal.tokenizer.base import Tokenizer
 
-FORMAT = 1  # of the folder; another one makes every corpus anew
+FORMAT = 2  # of the folder; another one makes every corpus anew
 FLUSH = 1 << 20  # tokens kept before they are written
+SUMMED = 64 << 20  # bytes of a file up to which all of it is in its checksum
+ENDS_SUMMED = 64 << 10  # bytes at the begin and at the end of a larger one
 
 
 class Tokens:
@@ -91,8 +96,10 @@ def open_corpus(
 ) -> Corpus:
     """The corpus of a prepared source, from `cache` or made now; fits the tokenizer unless it is.
 
-    Where the source has no split "val", the last `val_fraction` of the training tokens are that, from a document's
-    begin where one is near. Raises DataError.
+    Where the source has no split "val", the last `val_fraction` of the characters of training are that, from a
+    document's begin where one is near; the tokenizer is fitted on what stands before. Where the source cut its test
+    split itself, documents of it that stand in training too are left out, if `cleaning` drops duplicates. Raises
+    DataError.
     """
     if not 0 <= val_fraction < 1:
         raise SettingsError(f"data.val_fraction={val_fraction} is not in [0, 1)")
@@ -100,14 +107,15 @@ def open_corpus(
     origin = [FORMAT, source.sha256(), settings_of(cleaning), cut]
     try:
         cache.mkdir(parents=True, exist_ok=True)
+        border = functools.cache(lambda: _border(source, cleaning, tokenizer, cut) if cut else None)  # once for both
         if not tokenizer.fitted:
             path = cache / f"tokenizer-{_hash(origin, settings_of(tokenizer))}.json"
-            _fit_once(source, cleaning, tokenizer, path, cut)
+            _fit_once(source, cleaning, tokenizer, path, border)
         folder = cache / f"corpus-{_hash(origin, tokenizer.sha256())}"
         found = _whole(folder)
         if found is None:
             with _locked(folder):
-                found = _whole(folder) or _make(source, cleaning, tokenizer, folder, cut)
+                found = _whole(folder) or _make(source, cleaning, tokenizer, folder, border)
     except OSError as error:
         raise DataError(
             f"{error.filename or cache}: the encoded text cannot be kept there ({error.strerror}); "
@@ -122,11 +130,13 @@ def settings_of(thing: Any) -> dict[str, Any]:
     return {"class": f"{type(thing).__module__}.{type(thing).__qualname__}"} | {n: getattr(thing, n) for n in names}
 
 
-def _cleaned(source: TextSource, cleaning: Cleaning, tokenizer: Tokenizer, split: str) -> Iterator[Piece]:
+def _cleaned(
+    source: TextSource, cleaning: Cleaning, tokenizer: Tokenizer, split: str, seen: set[int] | None = None
+) -> Iterator[Piece]:
     """What cleaning leaves of a split; those that are measured on stay whole. Documents that no separator tells apart
     end with their line at least: words would run into each other."""
     held: Piece | None = None
-    for piece in cleaning.documents(source.documents(split), whole=split == "train"):
+    for piece in cleaning.documents(source.documents(split), split == "train", seen):
         if held is not None:
             ends = not held.last or tokenizer.separator is not None or held.text.endswith("\n")
             yield held if ends else Piece(held.text + "\n")
@@ -136,40 +146,56 @@ def _cleaned(source: TextSource, cleaning: Cleaning, tokenizer: Tokenizer, split
 
 
 # ---------------------------------------------------------------------------------------------------------- tokenizer
-def _fit_once(source: TextSource, cleaning: Cleaning, tokenizer: Tokenizer, path: Path, cut: float) -> None:
+def _fit_once(
+    source: TextSource, cleaning: Cleaning, tokenizer: Tokenizer, path: Path, border: Callable[[], int | None]
+) -> None:
     """Fit on the training split without what becomes validation, or take what was fitted on the same before."""
     with _locked(path):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             tokenizer.load_state_dict(json.loads(path.read_text()))
             return
-        source, limit = copy.deepcopy(source), float("inf")  # what a copy counts as dropped is counted once
-        if cut:
-            with console.progress("Counting characters", unit="B") as bar:
-                total = 0
-                for piece in _cleaned(source, copy.deepcopy(cleaning), tokenizer, "train"):
-                    total += len(piece.text)
-                    bar.advance(len(piece.text))
-            limit = int(total * (1 - cut))
+        limit, reader, cleaner = border(), copy.deepcopy(source), copy.deepcopy(cleaning)  # whose counts are nobody's
         with console.progress(f"Fitting {type(tokenizer).__name__}", unit="B") as bar:
-            tokenizer.fit(_texts(_cleaned(source, copy.deepcopy(cleaning), tokenizer, "train"), limit, bar))
+            tokenizer.fit(_texts(_cleaned(reader, cleaner, tokenizer, "train"), limit, bar))
         tokenizer.unknown_count = 0
         write_atomic(path, json.dumps(tokenizer.state_dict()))
 
 
-def _texts(pieces: Iterator[Piece], limit: float, bar: console.Bar) -> Iterator[str]:
-    """The texts of pieces up to `limit` characters in all."""
+def _texts(pieces: Iterator[Piece], limit: int | None, bar: console.Bar) -> Iterator[str]:
+    """The texts of pieces, up to `limit` characters in all."""
+    given = 0
     for piece in pieces:
-        text = piece.text if len(piece.text) <= limit else piece.text[: int(limit)]
-        limit -= len(text)
+        text = piece.text if limit is None else piece.text[: limit - given]
+        given += len(text)
         bar.advance(len(text))
         if text:
             yield text
-        if limit <= 0:
+        if given == limit:
             return
 
 
+def _border(source: TextSource, cleaning: Cleaning, tokenizer: Tokenizer, fraction: float) -> int | None:
+    """How many characters of training stay so when the last `fraction` becomes validation: up to a document's end where
+    one is near. None where nothing could be predicted."""
+    ends, total = array("q"), 0
+    with console.progress("Counting characters", unit="B") as bar:
+        for text, last in _cleaned(copy.deepcopy(source), copy.deepcopy(cleaning), tokenizer, "train"):
+            total += len(text)
+            bar.advance(len(text))
+            if last:
+                ends.append(total)
+    wanted = min(round(total * fraction), total - 1)
+    if wanted < 2:
+        return None
+    place = bisect.bisect_left(ends, total - wanted)
+    end = ends[place] if place < len(ends) else total
+    return end if total - end >= wanted / 2 else total - wanted
+
+
 # ------------------------------------------------------------------------------------------------------------- making
-def _make(source: TextSource, cleaning: Cleaning, tokenizer: Tokenizer, folder: Path, cut: float) -> Corpus:
+def _make(
+    source: TextSource, cleaning: Cleaning, tokenizer: Tokenizer, folder: Path, border: Callable[[], int | None]
+) -> Corpus:
     for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # of makers that were killed: we hold the lock
         shutil.rmtree(stale, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
@@ -184,22 +210,25 @@ def _make(source: TextSource, cleaning: Cleaning, tokenizer: Tokenizer, folder: 
             "source_sha256": source.sha256(),
         }
         meta |= {"files": {}, "splits": {}, "cleaning": {}, "dropped": {}, "unknown": {}}
-        for split in source.splits:
-            # each split is read afresh: cleaning forgets the documents of the others, and every count begins at 0
+        seen: set[int] | None = None if source.own_splits else set()
+        for split in sorted(source.splits, key="train".__ne__):  # what the others may not repeat is known first
+            # each split is read afresh: every count begins at 0
             reader, cleaner = copy.deepcopy(source), copy.deepcopy(cleaning)
             tokenizer.unknown_count = 0
-            pieces = _cleaned(reader, cleaner, tokenizer, split)
-            counts = _encode(pieces, tokenizer, temporary / split, dtype, f"Encoding {split} text")
+            pieces = _cleaned(reader, cleaner, tokenizer, split, seen)
+            cut = border() if split == "train" else None
+            before, counts = _encode(pieces, tokenizer, temporary / split, dtype, f"Encoding {split} text", cut)
             if not counts["tokens"]:
                 raise DataError(f"data.source: no text is left in the {split} split of {source}")
             meta["files"][split] = {"tokens": counts["tokens"], "documents": counts["documents"]}
             meta["splits"][split] = {"file": split, "begin": 0, "end": counts["tokens"], **counts}
+            meta["unknown"][split] = tokenizer.unknown_count
+            if before is not None and counts["tokens"] - before["tokens"] >= 2:  # something to predict
+                _cut_validation(meta, before)
             meta["cleaning"][split] = {key: int(value) for key, value in cleaner.counts.items()}
             meta["dropped"][split] = {key: int(value) for key, value in reader.dropped.items()}
-            meta["unknown"][split] = tokenizer.unknown_count
-        if cut:
-            _cut_validation(Corpus(temporary, meta), tokenizer, cut)
         (temporary / "tokenizer.json").write_text(json.dumps(tokenizer.state_dict()))
+        meta["checksums"] = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
         temporary.chmod(0o755)
         if folder.exists():
@@ -211,8 +240,12 @@ def _make(source: TextSource, cleaning: Cleaning, tokenizer: Tokenizer, folder: 
     return Corpus(folder, meta)
 
 
-def _encode(pieces: Iterator[Piece], tokenizer: Tokenizer, path: Path, dtype: np.dtype, title: str) -> dict[str, int]:
-    """Write `path`.tokens and `path`.documents; how many documents, characters, bytes and tokens there were."""
+def _encode(
+    pieces: Iterator[Piece], tokenizer: Tokenizer, path: Path, dtype: np.dtype, title: str, cut: int | None
+) -> tuple[dict[str, int] | None, dict[str, int]]:
+    """Write `path`.tokens and `path`.documents; how many documents, characters, bytes and tokens there were, and how
+    many of them, and unknowns, up to so many characters as `cut`."""
+    before: dict[str, int] | None = None
     separator = None if tokenizer.separator is None else np.array([tokenizer.separator], dtype=dtype)
     documents = characters = size = 0
     inside = False  # whether a document has begun and not ended
@@ -230,7 +263,14 @@ def _encode(pieces: Iterator[Piece], tokenizer: Tokenizer, path: Path, dtype: np
             documents += 1
             ends.add(np.array([tokens.count]))
 
-        for text, last in pieces:
+        def note() -> None:
+            nonlocal before
+            before = {"documents": documents, "characters": characters, "bytes": size, "tokens": tokens.count}
+            before |= {"inside": int(inside), "unknown": tokenizer.unknown_count}
+
+        for text, last in _split_at(pieces, cut):
+            if characters == cut and text and before is None:
+                note()
             length = len(text) if text.isascii() else len(text.encode(errors="replace"))
             characters += len(text)
             size += length
@@ -245,7 +285,19 @@ def _encode(pieces: Iterator[Piece], tokenizer: Tokenizer, path: Path, dtype: np
         ends.flush()
         if bar.done:
             bar.advance(size - bar.done)
-    return {"documents": documents, "characters": characters, "bytes": size, "tokens": tokens.count}
+    return before, {"documents": documents, "characters": characters, "bytes": size, "tokens": tokens.count}
+
+
+def _split_at(pieces: Iterator[Piece], cut: int | None) -> Iterator[Piece]:
+    """The same pieces, but that one of them ends after so many characters in all."""
+    left = cut or 0
+    for text, last in pieces:
+        if 0 < left < len(text):
+            yield Piece(text[:left], last=False)
+            yield Piece(text[left:], last)
+        else:
+            yield Piece(text, last)
+        left -= len(text)
 
 
 class _Out:
@@ -275,28 +327,15 @@ class _Out:
         self.kept, self.room = [], FLUSH
 
 
-def _cut_validation(corpus: Corpus, tokenizer: Tokenizer, fraction: float) -> None:
-    """Make the last `fraction` of the training tokens the split "val", from a document's begin where one is near."""
-    train = corpus.splits["train"]
-    wanted = round(len(train) * fraction)
-    if wanted < 2:  # nothing to predict
-        return
-    edges = train.document_edges()
-    target = len(train) - wanted
-    edge = int(edges[np.searchsorted(edges, target)])
-    cut = edge if len(train) - edge >= wanted / 2 else target
-    splits = corpus.meta["splits"]
-    tail = Tokens(corpus.folder, "train", train.dtype, cut, len(train))
-    units = {"characters": tokenizer.token_characters(), "bytes": tokenizer.token_bytes()}
-    frequencies = np.zeros(tokenizer.vocabulary, dtype=np.int64)
-    for begin in range(0, len(tail), FLUSH):
-        frequencies += np.bincount(tail.array[begin : begin + FLUSH], minlength=tokenizer.vocabulary)
-    val = {"documents": len(tail.document_edges()) - 1}
-    val |= {name: int(frequencies @ sizes) for name, sizes in units.items()}
-    whole = splits["train"]
-    splits["train"] = {"file": "train", "begin": 0, "end": cut, "documents": int(np.searchsorted(edges, cut))}
-    splits["train"] |= {name: whole[name] - val[name] for name in units} | {"tokens": cut}
-    splits["val"] = {"file": "train", "begin": cut, "end": len(train), **val, "tokens": len(tail)}
+def _cut_validation(meta: dict[str, Any], before: dict[str, int]) -> None:
+    """Make what follows the counts `before` of training the split "val". A document cut in two is one of both."""
+    whole, cut = meta["splits"]["train"], before["tokens"]
+    units = ("characters", "bytes", "tokens")
+    train = {"documents": before["documents"] + before["inside"]} | {name: before[name] for name in units}
+    val = {name: whole[name] - before[name] for name in ("documents", *units)}
+    meta["splits"]["train"] = {"file": "train", "begin": 0, "end": cut, **train}
+    meta["splits"]["val"] = {"file": "train", "begin": cut, "end": whole["end"], **val}
+    meta["unknown"] |= {"train": before["unknown"], "val": meta["unknown"]["train"] - before["unknown"]}
 
 
 # -------------------------------------------------------------------------------------------------------------- files
@@ -313,9 +352,24 @@ def _whole(folder: Path) -> Corpus | None:
             if size is not None and found != size:
                 console.say(f"{folder / name}: {found:,} bytes instead of {size:,}; the corpus is made anew")
                 return None
+        for name, checksum in meta["checksums"].items():
+            if _checksum(folder / name) != checksum:
+                console.say(f"{folder / name}: not what was written; the corpus is made anew")
+                return None
         return Corpus(folder, meta)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _checksum(path: Path) -> str:
+    """Of the whole file, or of both ends of one that takes long to read."""
+    with open(path, "rb") as file:
+        if path.stat().st_size <= SUMMED:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        found = hashlib.sha256(file.read(ENDS_SUMMED))
+        file.seek(-ENDS_SUMMED, 2)
+        found.update(file.read())
+        return found.hexdigest()
 
 
 @contextlib.contextmanager

@@ -73,6 +73,7 @@ class CSVText(LabelledTextSource):
         self.paths = {split: Path(name).expanduser() for split, name in files.items() if name}
         self.text, self.label, self.delimiter, self.header, self.quote = text, label, delimiter, header, quote
         self.test_fraction, self.split_seed = test_fraction, split_seed
+        self.own_splits = bool(test)
         self._header: list[str] | None = None  # of the file to train on, after it was read
         self.class_names: list[str] | None = None
         self.classes: int | None = None

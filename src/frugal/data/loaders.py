@@ -4,13 +4,15 @@ with a length."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from frugal.data.sampler import permutation
 
 Batch = tuple[Tensor, Tensor]
 
@@ -127,6 +129,8 @@ class TrainLoader:
 class EvalLoader:
     """Batches `stretch(begin, end)` of samples 0 to `samples` in order; over all ranks each sample comes once.
 
+    `mixed` takes the batches in another order, always the same, so that the first of them are like all.
+
     On several ranks, each takes its own stretch in as many batches as the others, since they wait for each other at
     every batch; batches then differ in size by a sample at most.
     """
@@ -139,8 +143,9 @@ class EvalLoader:
         rank: int = 0,
         ranks: int = 1,
         pin: bool = False,
+        mixed: bool = False,
     ) -> None:
-        self._stretch, self._pin = stretch, pin
+        self._stretch, self._pin, self._mixed = stretch, pin, mixed
         # arithmetic, not a list of edges: there may be millions
         self._samples, self._size = samples, batch_size
         self._rank = rank
@@ -156,7 +161,10 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         first = self._rank * self._batches
-        for i in range(first, first + self._batches):
+        order: Sequence[int] = range(self._all)
+        if self._mixed:
+            order = permutation(self._all, seed=0, epoch=0).tolist()
+        for i in order[first : first + self._batches]:
             batch = self._stretch(self._edge(i), self._edge(i + 1))
             yield _locked(batch) if self._pin else batch
 

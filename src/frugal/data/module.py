@@ -29,6 +29,7 @@ class DataModule(pl.LightningDataModule):
     source: Any
     preprocess: Any  # what cleans or normalizes: has `state_dict` and `load_state_dict`
     tokenizer: Tokenizer | None = None
+    class_names: list[str] | None = None  # in the order of the labels, a trained network's where its state was loaded
     splits: Mapping[str, Any]  # after setup: "train" and, where there are such, "val" and "test"
 
     def __init__(self, batch_size: int, eval_batch_size: int, workers: int, seed: int) -> None:
@@ -129,11 +130,13 @@ class DataModule(pl.LightningDataModule):
         )
         return self._train_loader
 
-    def _new_eval_loader(self, split: str, stretch: Callable[[int, int], Batch], samples: int) -> EvalLoader:
+    def _new_eval_loader(
+        self, split: str, stretch: Callable[[int, int], Batch], samples: int, mixed: bool = False
+    ) -> EvalLoader:
         rank, ranks = self._rank()
         if samples < ranks:
             raise SettingsError(f"the {split} split has {samples} samples for {ranks} ranks; take fewer devices")
-        return EvalLoader(stretch, samples, self.eval_batch_size, rank, ranks, pin=self._on_cuda())
+        return EvalLoader(stretch, samples, self.eval_batch_size, rank, ranks, self._on_cuda(), mixed)
 
     # --------------------------------------------------------------------------------------------- where training is
     def _seeded_generator(self, device: torch.device) -> torch.Generator:

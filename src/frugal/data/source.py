@@ -58,6 +58,7 @@ class Source(ABC):
     __frugal_configurable__: ClassVar[bool] = True
 
     task: ClassVar[str]  # "classification", "regression", "text_classification" or "language_modeling"
+    own_splits: bool = True  # False where it cuts its test split itself, so that texts of training may come again there
     classes: int | None = None  # where it is known without reading the data
     places: ClassVar[tuple[str, ...]] = ("root",)  # arguments that only say where the data lie; no artefact keeps them
 

@@ -34,7 +34,9 @@ class TextDataModule(DataModule):
     """`batch_size` is that of all ranks together, `eval_batch_size` that of one.
 
     Texts are cut after `max_length` tokens. Validation is the data set's own split, or `val_fraction` of its training
-    split, cut with `split_seed` and stratified. `bucket` puts texts of like length in a batch.
+    split, cut with `split_seed` and stratified. Of what is cut from the same rows, here or by the source, texts that
+    stand in training too are left out where `preprocess` drops duplicates. `bucket` puts texts of like length in a
+    batch; evaluation does so always.
     """
 
     tokenizer: Tokenizer
@@ -60,7 +62,7 @@ class TextDataModule(DataModule):
         self.max_length, self.bucket = max_length, bucket
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.splits: dict[str, Texts] = {}
-        self.class_names: list[str] | None = None  # after setup, where the data set has them
+        self.class_names = None  # until setup, or a trained network's state
         self._figures: dict[str, Any] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -72,15 +74,18 @@ class TextDataModule(DataModule):
         for name, split in self.source.load().items():
             texts, y = self.preprocess.labelled(split.texts, split.y, whole=name == "train")
             loaded[name] = LabelledTexts(texts, y)
-            if not len(y):
+        if not self.source.own_splits:
+            loaded["test"] = self._without(loaded["test"], loaded["train"])
+        for name, split in loaded.items():
+            if not len(split):
                 raise DataError(f"data.source: no text is left in the {name} split of {self.source}")
         self._agree_on_classes(self.class_names, loaded)
         if "val" not in loaded and self.val_fraction:
             train = loaded["train"]
             held = holdout(train.y, self.val_fraction, self.split_seed)
-            loaded |= {"train": _rows(train, ~held), "val": _rows(train, held)}
-            if not held.any():
-                del loaded["val"]
+            train, val = _rows(train, ~held), _rows(train, held)
+            val = self._without(val, train)
+            loaded |= {"train": train} | ({"val": val} if len(val) else {})
         if not self.tokenizer.fitted:
             self.tokenizer.fit(loaded["train"].texts)
         counts: dict[str, Any] = {}
@@ -97,6 +102,9 @@ class TextDataModule(DataModule):
             "text_sha256": self.text_sha256(),
         }
         self.splits = splits
+
+    def _without(self, split: LabelledTexts, train: LabelledTexts) -> LabelledTexts:
+        return _rows(split, ~self.preprocess.across(split.texts, train.texts))
 
     def _encode(self, split: LabelledTexts) -> tuple[Texts, dict[str, int]]:
         found = [self.tokenizer.encode(text) for text in split.texts]
@@ -194,7 +202,7 @@ class TextDataModule(DataModule):
 
     def _eval_loader(self, split: str) -> EvalLoader:
         texts = self.splits[split]
-        return self._new_eval_loader(split, texts.stretch, len(texts))
+        return self._new_eval_loader(split, texts.stretch, len(texts), mixed=True)
 
 
 class Texts:

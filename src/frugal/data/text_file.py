@@ -56,6 +56,7 @@ class TextFile(TextSource):
     """
 
     places: ClassVar[tuple[str, ...]] = ("path",)
+    own_splits = False
 
     def __init__(
         self,

@@ -37,12 +37,15 @@ class TokenDataModule(DataModule):
     the stream fills.
 
     `documents` says what a block may join. "join": whatever follows in the stream. "isolate": the same blocks, but
-    nothing is predicted from another document, and networks that know `separator` attend to none. "pack": so too,
-    and documents begin where they have room: short ones lie whole in a block, whose rest is padded; long ones are cut.
+    networks that know `separator` attend to no other document. "pack": so too, and documents begin where they have
+    room: short ones lie whole in a block, whose rest is padded; long ones are cut. The separator between two documents
+    is the last that is predicted of the one before and the first token of the one that follows, so that the first
+    words of documents are predicted too: from it.
 
-    Evaluation goes through a split in order, in blocks without context across them: joined, every token of it but the
-    first is predicted once. Where the source has no validation split, the last `val_fraction` of the training tokens
-    are that. Encoded text is kept below `cache`. A `curriculum` changes training batches on their device.
+    Evaluation goes through a split in order, in blocks without context across them: every token of it is predicted
+    once, but for the first where nothing stands before that ("pack" puts a separator there). Where the source has no
+    validation split, the last `val_fraction` of the training text is that. Encoded text is kept below `cache`. A
+    `curriculum` changes training batches on their device.
     """
 
     tokenizer: Tokenizer
@@ -116,7 +119,7 @@ class TokenDataModule(DataModule):
         return {
             "token_bytes": torch.from_numpy(self.tokenizer.token_bytes()),
             "token_characters": torch.from_numpy(self.tokenizer.token_characters()),
-            "padded": self.documents != "join",
+            "padded": self.documents == "pack",
         }
 
     def figures(self) -> dict[str, Any]:
@@ -182,13 +185,12 @@ class TokenDataModule(DataModule):
                     f"data.block_size={self.block_size}: the {split} split has only {len(tokens)} tokens; "
                     "take shorter blocks or more text"
                 )
-            separator = self.tokenizer.separator
             if self.documents == "pack":
+                separator = self.tokenizer.separator
                 assert separator is not None
                 self._blocks[split] = _Packed(tokens, self.block_size, separator)
             else:
-                isolating = separator if self.documents == "isolate" else None
-                self._blocks[split] = _Stream(tokens, self.block_size, isolating)
+                self._blocks[split] = _Stream(tokens, self.block_size)
         return self._blocks[split]
 
 
@@ -208,11 +210,10 @@ class _Blocks(Protocol):
 
 
 class _Stream:
-    """Blocks at any offset of a stream; numbered ones lie side by side and cover it. `separator`: borders of
-    documents, over which nothing is predicted."""
+    """Blocks at any offset of a stream; numbered ones lie side by side and cover it."""
 
-    def __init__(self, tokens: Tokens, block_size: int, separator: int | None) -> None:
-        self.tokens, self.block_size, self.separator = tokens, block_size, separator
+    def __init__(self, tokens: Tokens, block_size: int) -> None:
+        self.tokens, self.block_size = tokens, block_size
 
     def __len__(self) -> int:
         return -(-(len(self.tokens) - 1) // self.block_size)
@@ -221,7 +222,7 @@ class _Stream:
         """The blocks that begin at these offsets."""
         inside = np.arange(self.block_size + 1)
         blocks = self.tokens.array[offsets[:, None] + inside].astype(np.int64)
-        return self._pairs(blocks[:, :-1].copy(), blocks[:, 1:].copy())
+        return torch.from_numpy(blocks[:, :-1].copy()), torch.from_numpy(blocks[:, 1:].copy())
 
     def stretch(self, begin: int, end: int) -> Batch:
         """Blocks `begin` to `end`; behind the end of the stream nothing is to be predicted."""
@@ -229,59 +230,44 @@ class _Stream:
         found = self.tokens.array[first : first + size + 1].astype(np.int64)
         x, y = np.zeros(size, np.int64), np.full(size, IGNORED, np.int64)
         x[: len(found) - 1], y[: len(found) - 1] = found[:-1], found[1:]
-        return self._pairs(x.reshape(-1, self.block_size), y.reshape(-1, self.block_size))
-
-    def _pairs(self, x: np.ndarray, y: np.ndarray) -> Batch:
-        if self.separator is not None:
-            y[x == self.separator] = IGNORED
-        return torch.from_numpy(x), torch.from_numpy(y)
+        return torch.from_numpy(x.reshape(-1, self.block_size)), torch.from_numpy(y.reshape(-1, self.block_size))
 
 
 class _Packed:
     """Blocks of whole documents, by their numbers: next-fit, in the order of the split.
 
-    A document of n tokens, its separator the last, gives n - 1 predictions; the separator closes its place in the block
-    but for the block's end, where it is a target only. One that is longer than a block fills blocks alone, and its end
-    is packed like a document. Memory: 16 bytes a document and 8 a block.
+    A document of n tokens, its separator the last, gives n predictions, the first from the separator before it; that of
+    the split's first document is put there. One that is longer than a block fills blocks alone. Its end begins a block
+    too, since nothing tells it from a document before it, and is packed with the next. As all lies in order, a block is
+    a stretch of the stream of at most `block_size` tokens, and the next begins where it ends: 8 bytes a block.
     """
 
     def __init__(self, tokens: Tokens, block_size: int, separator: int) -> None:
         self.tokens, self.block_size, self.separator = tokens, block_size, separator
-        self._begins, self._places, self._firsts = self._plan(tokens.document_edges(), block_size)
+        self._edges = self._plan(tokens.document_edges(), block_size)
 
     @staticmethod
-    def _plan(edges: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each piece of a document the offset (P,); the running sum of their lengths and one each (P + 1,); and the
-        first piece of each block (B + 1,)."""
-        predictions = np.diff(edges) - 1
-        pieces = -(-predictions // block_size)  # none of an empty document
-        number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # of the piece in its document
-        begins = np.repeat(edges[:-1], pieces) + number * block_size
-        lengths = np.minimum(np.repeat(predictions, pieces) - number * block_size, block_size)
-        places = np.concatenate(([0], np.cumsum(lengths + 1)))
-        # where the next block begins, if one begins with this piece
-        following = np.searchsorted(places, places[:-1] + block_size + 1, side="right") - 1
-        firsts, piece = [0], 0
-        while piece < len(begins):
-            piece = int(following[piece])
-            firsts.append(piece)
-        return begins, places, np.array(firsts)
+    def _plan(edges: np.ndarray, block_size: int) -> np.ndarray:
+        """Where blocks begin, by what is predicted, and the end of the last: (B + 1,), of documents' (D + 1,)."""
+        found = [0]
+        while found[-1] < edges[-1]:
+            begin = found[-1]
+            furthest = int(edges[np.searchsorted(edges, begin + block_size, side="right") - 1])
+            found.append(furthest if furthest > begin else begin + block_size)
+        return np.array(found)
 
     def __len__(self) -> int:
-        return len(self._firsts) - 1
+        return len(self._edges) - 1
 
     def __call__(self, numbers: np.ndarray) -> Batch:
         x = np.full((len(numbers), self.block_size), self.separator, np.int64)
         y = np.full((len(numbers), self.block_size), IGNORED, np.int64)
         array = self.tokens.array
         for row, number in enumerate(numbers):
-            first, end = self._firsts[number], self._firsts[number + 1]
-            places = (self._places[first : end + 1] - self._places[first]).tolist()
-            for piece, place, following in zip(range(first, end), places[:-1], places[1:], strict=True):
-                begin, length = int(self._begins[piece]), following - place - 1
-                found = array[begin : begin + length + 1]
-                x[row, place : place + length] = found[:-1]
-                y[row, place : place + length] = found[1:]
+            begin, end = self._edges[number], self._edges[number + 1]
+            y[row, : end - begin] = array[begin:end]
+            before = max(begin - 1, 0)
+            x[row, before - begin + 1 : end - begin] = array[before : end - 1]
         return torch.from_numpy(x), torch.from_numpy(y)
 
     def stretch(self, begin: int, end: int) -> Batch:

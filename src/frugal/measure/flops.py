@@ -117,6 +117,7 @@ def compute_figures(
     devices: int = 1,
     tf32: bool = False,
     mixed: bool = False,
+    uneven: str | None = None,
     no_peak: str | None = None,
     flops_reason: str = "the operations of this network could not be counted",
 ) -> tuple[record.Compute, dict[str, str]]:
@@ -132,6 +133,8 @@ def compute_figures(
         devices: how many shared the work; the peak is that of one.
         dtype: in which the matrix products run.
         mixed: more than one such dtype in a step (fp8 beside bf16): MFU then has no meaning.
+        uneven: the reason why other batches of the run cost less or more than the counted one: a total and MFU would
+            be wrong.
         no_peak: the reason for leaving the peak and MFU out; a CPU's peak takes time to measure.
     """
     compute = record.Compute()
@@ -151,6 +154,9 @@ def compute_figures(
         compute.flops_per_token = round(per_token)
         compute.flops_total = round(per_token * tokens_trained)
         flops_per_s = per_token * throughput.tokens_per_s if throughput.tokens_per_s is not None else None
+    if uneven is not None:
+        compute.flops_total, flops_per_s = None, None
+        absent["compute.flops_total"] = uneven
     compute.peak_flops, source = peak_flops(device, dtype, tf32) if no_peak is None else (None, no_peak)
     if compute.peak_flops is None:
         absent |= {f"compute.{name}": source for name in ("mfu", "peak_flops", "peak_source")}
@@ -159,7 +165,7 @@ def compute_figures(
     if mixed:
         absent["compute.mfu"] = "one step mixes several dtypes, each with a peak of its own"
     elif flops_per_s is None:
-        absent["compute.mfu"] = "there is no throughput"
+        absent["compute.mfu"] = uneven or "there is no throughput"
     else:
         compute.mfu, reason = mfu(flops_per_s, compute.peak_flops * devices)
         if reason is not None:

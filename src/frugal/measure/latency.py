@@ -86,6 +86,8 @@ def measure_latency(
                     p90_ms=quantile(taken, 0.9) * 1e3,
                     p99_ms=quantile(taken, 0.99) * 1e3,
                 )
+                if not batch_input.is_floating_point():
+                    row.tokens = batch_input.shape[1]
                 if row_status != "dense":
                     row.speedup_theoretical = speedup_theoretical
                 if claims and row_status == "converted" and reference in medians:

@@ -25,7 +25,7 @@ class Throughput(Meter):
     """Valid samples (and tokens) of all ranks per second of counted optimizer steps.
 
     What is in a batch is asked of `pl_module.count_batch(batch) -> (samples, tokens | None)` where it has that, else it
-    is the first tensor's first dimension. Waiting for data, callbacks and logging are inside the counted time,
+    is the first tensor's first dimension. Tokens may be a tensor: it is read at a window's edge. Waiting for data, callbacks and logging are inside the counted time,
     validation, checkpoints and compilation outside. The device is synchronized at a window's edge only.
 
     Args:
@@ -44,9 +44,13 @@ class Throughput(Meter):
         self.last_tokens_per_s: float | None = None
         self._fine_ns = int(window_s * 1e9 / 16)
         self._windows: list[tuple[int, int, int, int]] = []  # steps, samples, tokens, nanoseconds
-        self._samples = self._tokens = 0  # of all batches since training began in this process
-        self._trained_earlier = (0, 0)  # samples and tokens of all ranks behind the weights that training began with
-        self._trained = self._untaken = (0, 0)  # of this rank: in optimizer steps, and in one that is not yet taken
+        self._samples = 0  # of all batches since training began in this process
+        self._tokens: int | Tensor = 0
+        # Samples and tokens of all ranks behind the weights that training began with.
+        self._trained_earlier: tuple[int, int] = (0, 0)
+        # Of this rank: in optimizer steps, and in one that is not yet taken.
+        self._trained: tuple[int, int | Tensor] = (0, 0)
+        self._untaken: tuple[int, int | Tensor] = (0, 0)
         self._trained_all: tuple[int, int] | None = None  # of all ranks in this process, once training has ended
         self._steps_seen = 0
         self._scale: float | None = 1.0  # samples of all ranks over samples of this one
@@ -78,7 +82,7 @@ class Throughput(Meter):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         samples, tokens = self._count_batch(batch)
-        tokens = tokens or 0
+        tokens = 0 if tokens is None else tokens
         self._samples += samples
         self._tokens += tokens
         if self._stepped_with_every_batch(trainer):
@@ -169,7 +173,8 @@ class Throughput(Meter):
         return self._behind_the_weights(1)
 
     def _behind_the_weights(self, which: int) -> int:
-        return self._trained_earlier[which] + (self._trained if self._trained_all is None else self._trained_all)[which]
+        here = self._trained if self._trained_all is None else self._trained_all
+        return self._trained_earlier[which] + int(here[which])
 
     def state_dict(self) -> dict[str, Any]:
         # The open window is left out: it is counted from the next edge after a resume.
@@ -187,7 +192,7 @@ class Throughput(Meter):
         self._trained_earlier = state_dict["samples_trained"], state_dict["tokens_trained"]
         self._trained, self._trained_all = (0, 0), None
 
-    def _count_accumulated(self, trainer: pl.Trainer, samples: int, tokens: int) -> None:
+    def _count_accumulated(self, trainer: pl.Trainer, samples: int, tokens: int | Tensor) -> None:
         """Samples whose gradients no optimizer step took, at a stop in mid-accumulation, trained nothing."""
         self._untaken = self._untaken[0] + samples, self._untaken[1] + tokens
         if trainer.global_step != self._trained_step:
@@ -195,12 +200,13 @@ class Throughput(Meter):
             self._trained = self._trained[0] + self._untaken[0], self._trained[1] + self._untaken[1]
             self._untaken = (0, 0)
 
-    def _over_ranks(self, own: tuple[int, int]) -> tuple[int, int]:
+    def _over_ranks(self, own: tuple[int, int | Tensor]) -> tuple[int, int]:
         """The sums over ranks; every rank must call it, as every rank saves a checkpoint."""
         trainer = self._trainer
+        here = own[0], int(own[1])
         if trainer is None or trainer.world_size == 1:
-            return own
-        tensor = torch.tensor(own, dtype=torch.int64, device=trainer.strategy.root_device)
+            return here
+        tensor = torch.tensor(here, dtype=torch.int64, device=trainer.strategy.root_device)
         samples, tokens = cast(Tensor, trainer.strategy.reduce(tensor, reduce_op="sum")).tolist()
         return samples, tokens
 
@@ -208,12 +214,12 @@ class Throughput(Meter):
         return trainer.accumulate_grad_batches == 1
 
     def _open(self, trainer: pl.Trainer) -> None:
-        self._edge = (trainer.global_step, self._samples, self._tokens, self._now(trainer))
+        self._edge = (trainer.global_step, self._samples, int(self._tokens), self._now(trainer))
         self._arm_later()
 
     def _close(self, trainer: pl.Trainer) -> None:
         assert self._edge is not None
-        now = (trainer.global_step, self._samples, self._tokens, self._now(trainer))
+        now = (trainer.global_step, self._samples, int(self._tokens), self._now(trainer))
         window = tuple(new - old for new, old in zip(now, self._edge, strict=True))
         self._edge = now
         self._arm_later()

@@ -46,18 +46,18 @@ class Classifier(Module):
         further = ["macro_f1", *self.metrics]
         return super().logged_metrics() + [f"{stage}/{name}" for stage in ("val", "test") for name in further]
 
-    def count_batch(self, batch: Batch) -> tuple[int, int | None]:
+    def count_batch(self, batch: Batch) -> tuple[int, int | Tensor | None]:
         """Samples, and of texts, (B, T) ids padded with 0, the tokens without the padding."""
         x, y = batch
-        return len(y), None if x.is_floating_point() else int(torch.count_nonzero(x))
+        return len(y), None if x.is_floating_point() else torch.count_nonzero(x)
 
-    def training_loss(self, batch: Batch) -> tuple[Tensor, int, dict[str, Tensor]]:
+    def training_loss(self, batch: Batch) -> tuple[Tensor, int | Tensor, dict[str, Tensor]]:
         x, y = batch
         logits = self.network(x)
         loss = self.criterion(full_precision(logits), y)
         return loss, len(y), {"loss": loss.detach() * len(y), "accuracy": _correct(logits, y)}
 
-    def evaluation_sums(self, batch: Batch) -> tuple[int, dict[str, Tensor]]:
+    def evaluation_sums(self, batch: Batch) -> tuple[int | Tensor, dict[str, Tensor]]:
         x, y = batch
         logits = full_precision(self.network(x))
         predicted, classes = logits.argmax(dim=1), logits.shape[1]

@@ -17,15 +17,15 @@ class EpochMeans:
 
     def __init__(self, *names: str) -> None:
         self.names = names
-        self.count = 0
+        self.count: int | Tensor = 0
         self._sums: dict[str, Tensor] = {}
 
     def reset(self) -> None:
         self.count = 0
         self._sums = {}
 
-    def add(self, count: int, **sums: Tensor) -> None:
-        """Sums (0-dimensional, over `count` samples) of one batch."""
+    def add(self, count: int | Tensor, **sums: Tensor) -> None:
+        """Sums (0-dimensional, over `count` samples, themselves a number or such a tensor) of one batch."""
         if not self._sums:
             device = next(iter(sums.values())).device
             self._sums = {name: torch.zeros((), dtype=_sum_dtype(device), device=device) for name in self.names}

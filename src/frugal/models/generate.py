@@ -6,6 +6,7 @@ H heads, K size of a head, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -59,6 +60,7 @@ def generate(
     seed: int = 0,
     cache: bool = True,
     stop: int | None = None,
+    block_size: int | None = None,
 ) -> Iterator[Tensor]:
     """The tokens (B,) after the prompt, one step at a time, at most `tokens` of them.
 
@@ -74,32 +76,47 @@ def generate(
         top_p: draw from the likeliest tokens that have this probability together (Holtzman et al. 2020).
         cache: False computes the whole window again at each step.
         stop: ends a row, as its last token; rows that ended go on with it until all have.
+        block_size: of the window, for a network that has no `block_size`; None there reads all the text at each step.
 
     Raises SettingsError for a prompt without tokens or a setting out of its range.
     """
     if prompt_BT.ndim != 2 or prompt_BT.shape[1] < 1:
         raise SettingsError("the prompt holds no token; give it at least one character")
-    if not temperature >= 0:
-        raise SettingsError(f"temperature={temperature}: needs to be 0 (the likeliest token) or above")
+    if not 0 <= temperature < math.inf:
+        raise SettingsError(f"temperature={temperature}: needs to be 0 (the likeliest token) or above, and finite")
     if top_k is not None and top_k < 1:
         raise SettingsError(f"top_k={top_k}: the least value is 1; null draws from all tokens")
     if top_p is not None and not 0 < top_p <= 1:
         raise SettingsError(f"top_p={top_p}: needs to be above 0 and at most 1")
     if tokens < 0:
         raise SettingsError(f"tokens={tokens}: needs to be 0 or above")
+    if not 0 <= seed < 1 << 63:
+        raise SettingsError(f"seed={seed}: needs to be 0 or above and below 2^63")
     draw = torch.Generator().manual_seed(seed)
+    block_size = getattr(network, "block_size", block_size)
     return _generate(
-        network, prompt_BT, tokens, lambda logits: choose(logits, temperature, top_k, top_p, draw), cache, stop
+        network,
+        prompt_BT,
+        tokens,
+        lambda logits: choose(logits, temperature, top_k, top_p, draw),
+        block_size,
+        getattr(network, "step", None) if cache else None,
+        stop,
     )
 
 
 @torch.inference_mode()  # on a generator: only while it runs, not in its caller
 def _generate(
-    network: nn.Module, text_BS: Tensor, tokens: int, pick: Callable[[Tensor], Tensor], cache: bool, stop: int | None
+    network: nn.Module,
+    text_BS: Tensor,
+    tokens: int,
+    pick: Callable[[Tensor], Tensor],
+    block_size: int | None,
+    step: Callable[[Tensor, Cache], Tensor] | None,
+    stop: int | None,
 ) -> Iterator[Tensor]:
-    block_size: int | None = getattr(network, "block_size", None)
-    step = getattr(network, "step", None) if cache else None
     held, held_from = None, 0
+    end = text_BS.shape[1] + tokens
     was_training = network.training
     network.eval()
     try:
@@ -110,8 +127,8 @@ def _generate(
                 logits_BV = network(text_BS[:, begin:])[:, -1]
             else:
                 if held is None or held_from != begin:
-                    size = text_BS.shape[1] + tokens if block_size is None else block_size
-                    held, held_from = Cache(size), begin
+                    size = end - begin
+                    held, held_from = Cache(size if block_size is None else min(size, block_size)), begin
                 logits_BV = step(text_BS[:, begin + held.length :], held)
             next_B = pick(logits_BV)
             if stop is not None:
@@ -139,7 +156,9 @@ def choose(
     """A token (B,) for each row, drawn on the CPU; `top_p` is of what `top_k` has left."""
     if temperature == 0:
         return logits_BV.argmax(dim=1)
-    logits_BV = logits_BV.detach().float().cpu() / temperature
+    logits_BV = logits_BV.detach().double().cpu()
+    # The likeliest is at 0 before the division, so that no temperature overflows it.
+    logits_BV = ((logits_BV - logits_BV.amax(dim=1, keepdim=True)) / temperature).float()
     if top_k is not None and top_k < logits_BV.shape[1]:
         least_B1 = logits_BV.topk(top_k, dim=1).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)

@@ -40,9 +40,9 @@ class GPT(nn.Module):
     (Radford et al. 2019). A tied head has no weights of its own; an untied one is `head`.
 
     Args:
-        separator: the token that ends a document. Where given, no token sees another document: neither by attention
-            nor by `token_shift`. The separator belongs to the document that it ends. Positions count on through the
-            block.
+        separator: the token between documents. Where given, no token sees another document: neither by attention
+            nor by `token_shift`. The separator belongs to the document that follows, as its beginning, and is
+            predicted from the one before. Positions count on through the block.
         positions: `learned` for each place in the block; `rotary` turns queries and keys (Su et al. 2021); `relative`
             adds a learned bias to the scores, by head and bucket of distance, all layers alike (Raffel et al. 2020);
             `none` leaves order to the causal mask. Only `learned` limits a text to `block_size` tokens.
@@ -134,8 +134,7 @@ class GPT(nn.Module):
         past = S - tokens_BT.shape[1]
         document_BS = None
         if self.separator is not None:
-            ends_BS = (tokens_BS == self.separator).long()
-            document_BS = ends_BS.cumsum(dim=1) - ends_BS
+            document_BS = (tokens_BS == self.separator).long().cumsum(dim=1)
 
         x_BTD = self._embed(tokens_BS, document_BS, past)
         if self.positions == "learned":

@@ -52,20 +52,23 @@ class LanguageModel(Module):
         names = ("perplexity", *(f"bits_per_{unit}" for unit in self._units))
         return super().logged_metrics() + [f"{stage}/{name}" for stage in ("val", "test") for name in names]
 
-    def count_batch(self, batch: Batch) -> tuple[int, int | None]:
+    def count_batch(self, batch: Batch) -> tuple[int, int | Tensor | None]:
         y = batch[1]
         samples = y.numel() // self.block_size if self.block_size else len(y)
-        return samples, int((y != IGNORED).sum()) if self.padded else y.numel()
+        return samples, torch.count_nonzero(y != IGNORED) if self.padded else y.numel()
 
-    def training_loss(self, batch: Batch) -> tuple[Tensor, int, dict[str, Tensor]]:
+    def training_loss(self, batch: Batch) -> tuple[Tensor, int | Tensor, dict[str, Tensor]]:
+        """The sum over the tokens that count, over all places of the batch: where some are padded, micro-batches and
+        ranks then weigh each token alike, as one large batch would."""
         x, y = batch
-        count = self.count_batch(batch)[1] or 1  # a block of nothing but padding
+        count = self.count_batch(batch)[1]
+        assert count is not None
         logits = full_precision(self.network(x)).flatten(0, 1)
         total = F.cross_entropy(logits, y.flatten(), reduction="sum", label_smoothing=self.label_smoothing)
-        loss = total / count
+        loss = total / y.numel()
         return loss, count, {"loss": total.detach(), "token_accuracy": _correct(logits, y)}
 
-    def evaluation_sums(self, batch: Batch) -> tuple[int, dict[str, Tensor]]:
+    def evaluation_sums(self, batch: Batch) -> tuple[int | Tensor, dict[str, Tensor]]:
         x, y = batch
         logits = full_precision(self.network(x)).flatten(0, 1)
         for unit, sizes in self._units.items():
@@ -74,7 +77,7 @@ class LanguageModel(Module):
             seen = sizes[y.clamp(min=0)].mul_(y != IGNORED).sum()
             self._seen[unit] = self._seen[unit] + seen if unit in self._seen else seen
         loss = F.cross_entropy(logits, y.flatten(), reduction="sum", ignore_index=IGNORED)
-        return int((y != IGNORED).sum()), {"loss": loss, "token_accuracy": _correct(logits, y)}
+        return torch.count_nonzero(y != IGNORED), {"loss": loss, "token_accuracy": _correct(logits, y)}
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()

@@ -67,16 +67,17 @@ class Module(LightningModule):
 
     # What a subclass says.
 
-    def training_loss(self, batch: Batch) -> tuple[Tensor, int, dict[str, Tensor]]:
-        """The loss to minimize, how many samples or tokens it is the mean of, and the sums over them."""
+    def training_loss(self, batch: Batch) -> tuple[Tensor, int | Tensor, dict[str, Tensor]]:
+        """The loss to minimize, how many samples or tokens there are, and the sums over them, "loss" among them."""
         raise NotImplementedError
 
-    def evaluation_sums(self, batch: Batch) -> tuple[int, dict[str, Tensor]]:
+    def evaluation_sums(self, batch: Batch) -> tuple[int | Tensor, dict[str, Tensor]]:
         """How many samples or tokens, and the sums over them."""
         raise NotImplementedError
 
-    def count_batch(self, batch: Batch) -> tuple[int, int | None]:
-        """Valid samples and tokens in a batch; None where there are no tokens."""
+    def count_batch(self, batch: Batch) -> tuple[int, int | Tensor | None]:
+        """Valid samples and tokens in a batch; None where there are no tokens. A count that must be taken from the
+        batch stays a tensor on its device: whoever reads it makes the device wait."""
         return len(batch[1]), None
 
     def derived(self, stage: str, means: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -93,7 +94,7 @@ class Module(LightningModule):
         if batch_idx == 0:  # also where a resume begins an epoch without on_train_epoch_start, as Lightning can
             self._train_means.reset()
         loss, count, sums = self.training_loss(batch)
-        self.last_loss = loss.detach()
+        self.last_loss = sums["loss"] / count
         self._train_means.add(count, **sums)
         return loss
 

@@ -43,7 +43,7 @@ class NGram(nn.Module):
 
     Args:
         block_size: of the data; the window of a generation. Longer and shorter blocks are taken as well.
-        separator: the token that ends a document. Where given, no context reaches across it.
+        separator: the token between documents. Where given, contexts may begin with it, but none reaches before it.
     """
 
     resizes_on_load: ClassVar[bool] = True
@@ -124,7 +124,7 @@ class NGram(nn.Module):
             return self._find(1, x_BT)
         before_BT = F.pad(context_BT, (1, 0), value=NONE)[:, :-1]
         if self.separator is not None:
-            before_BT = before_BT.masked_fill(F.pad(x_BT, (1, 0))[:, :-1] == self.separator, NONE)
+            before_BT = before_BT.masked_fill(x_BT == self.separator, NONE)
         found_BT = self._find(k, before_BT.clamp(min=0) * self.vocabulary + x_BT)
         return found_BT.masked_fill_(before_BT < 0, NONE)
 
@@ -157,8 +157,7 @@ class NGram(nn.Module):
         places_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         if self.separator is None:
             return (places_T + 1).expand_as(tokens_BT)
-        # a document begins behind a separator, which belongs to the document that it ends
-        begins_BT = F.pad(torch.where(tokens_BT == self.separator, places_T + 1, 0), (1, 0))[:, :-1]
+        begins_BT = torch.where(tokens_BT == self.separator, places_T, 0)  # a separator begins a document
         return places_T + 1 - begins_BT.cummax(dim=1).values
 
     def _mixed(self, lower_PV: Tensor, context_P: Tensor, table: _Table) -> Tensor:
@@ -207,7 +206,7 @@ def _make_table(keys_N: Tensor, counts_N: Tensor, contexts: int, vocabulary: int
     else:
         discount_N = _discounts(counts_N)[counts_N.clamp(max=3)]
         left = torch.bincount(context_N, discount_N, minlength=contexts)
-    # A context from which nothing goes on (at the ends of blocks only) leaves all to the order below.
+    # A context from which nothing goes on (at the ends of blocks and documents) leaves all to the order below.
     backoff = torch.where(total > 0, left / total, 1.0)
     shares_N = (n_N - discount_N) / total.clamp(min=1)[context_N]
     return _Table(begins, keys_N % vocabulary, shares_N.float(), backoff.float())

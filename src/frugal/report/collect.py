@@ -97,9 +97,8 @@ def checked(record: Record, file: Path) -> Record:
 
 
 def is_evaluation(record: Record) -> bool:
-    """Whether `frugal evaluate` made it: its config names a source and its model is not chosen but read from there."""
-    choices = record.config.get("choices")
-    return "source" in record.config and "model" not in (choices if isinstance(choices, dict) else {})
+    """Whether `frugal evaluate` made it: its config names what it evaluated."""
+    return "source" in record.config
 
 
 def number(value: object) -> float | None:

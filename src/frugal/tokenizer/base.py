@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from frugal.errors import DataError
+from frugal.errors import DataError, SettingsError
 
 
 class Tokenizer(ABC):
@@ -51,16 +51,27 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """All that rebuilds the tokenizer without training, in plain values that JSON can hold."""
+        """All that rebuilds the tokenizer without training, in plain values that JSON can hold; `kind`, the class,
+        among them, so that another class can tell that it is not its own."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become what `state_dict` told of."""
+        """Become what `state_dict` told of. Raises SettingsError for another class's, ValueError for none at all."""
 
     def sha256(self) -> str:
         """Identity of the vocabulary and of how text is cut into it."""
-        plain = json.dumps([type(self).__name__, self.state_dict()], sort_keys=True, ensure_ascii=True)
+        state = {key: value for key, value in self.state_dict().items() if key != "kind"}
+        plain = json.dumps([type(self).__name__, state], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(plain.encode()).hexdigest()
+
+    def _need_kind(self, state: dict[str, Any]) -> None:
+        """Refuse a state that another class wrote."""
+        own, kind = type(self).__name__, str(state.get("kind", type(self).__name__))[:40]
+        if kind != own:
+            raise SettingsError(
+                f"tokenizer={own.lower()}: the model was trained with tokenizer={kind.lower()}; "
+                f"set tokenizer={kind.lower()}"
+            )
 
     def _need_fit(self) -> None:
         if not self.fitted:

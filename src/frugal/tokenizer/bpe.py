@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,8 @@ class BPE(Tokenizer):
     the separator as the last. Merges are learned from the first `characters` of the training text.
 
     `files` names a folder with a vocab.json and a merges.txt (GPT-2's, with 50,257 ids); then nothing is trained, and
-    the separator is their `<|endoftext|>`, or one id more. That text in a document is text like any other.
+    the separator is their `<|endoftext|>`, or one id more. That text in a document is text like any other. The folder
+    is read when the vocabulary is first needed, and never where a state was loaded.
     """
 
     def __init__(
@@ -46,8 +48,12 @@ class BPE(Tokenizer):
         self.size, self.min_frequency, self.characters, self.files = vocabulary, min_frequency, characters, files
         self.separator = -1
         self._tokenizer: Any = None
-        if files is not None:
-            self._load_files(Path(files).expanduser())
+
+    @property
+    def fitted(self) -> bool:  # type: ignore[override]
+        if self._tokenizer is None and self.files is not None:
+            self._load_files(Path(self.files).expanduser())
+        return self._tokenizer is not None
 
     @property
     def vocabulary(self) -> int:
@@ -57,6 +63,7 @@ class BPE(Tokenizer):
 
     def fit(self, texts: Iterable[str]) -> None:
         if self.files is not None:
+            self._load_files(Path(self.files).expanduser())
             return
         from tokenizers import models, pre_tokenizers, trainers
 
@@ -92,16 +99,21 @@ class BPE(Tokenizer):
 
     def state_dict(self) -> dict[str, Any]:
         self._need_fit()
-        return {"json": self._tokenizer.to_str(), "separator": self.separator}
+        return {"kind": type(self).__name__, "json": self._tokenizer.to_str(), "separator": self.separator}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         from tokenizers import Tokenizer as Library
 
+        self._need_kind(state)
+        separator = state["separator"]
         try:
+            _refuse_strange_parts(json.loads(state["json"]))
             tokenizer = Library.from_str(state["json"])
         except Exception as error:  # the library raises no narrower class
             raise DataError(f"the BPE vocabulary cannot be read by the installed tokenizers ({error})") from None
-        self._set(tokenizer, int(state["separator"]))
+        if type(separator) is not int or not 0 <= separator <= tokenizer.get_vocab_size():
+            raise ValueError(f"a tokenizer's separator {str(separator)[:40]} is no id of its own")
+        self._set(tokenizer, separator)
 
     def _load_files(self, folder: Path) -> None:
         from tokenizers import models
@@ -116,11 +128,10 @@ class BPE(Tokenizer):
         self._set(_around(model))
 
     def _set(self, tokenizer: Any, separator: int | None = None) -> None:
-        self._tokenizer = tokenizer
         if separator is None:
             known = tokenizer.token_to_id(SEPARATOR)
             separator = tokenizer.get_vocab_size() if known is None else known
-        self.separator, self.fitted = separator, True
+        self._tokenizer, self.separator = tokenizer, separator
 
     def _beginning(self, texts: Iterable[str]) -> Iterator[str]:
         left = self.characters
@@ -150,6 +161,20 @@ def _around(model: Any) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def _refuse_strange_parts(plain: Any) -> None:
+    """Raise ValueError for what `_around` never makes: other parts of the library stop the process on some settings."""
+    model = plain["model"]
+    ids = model["vocab"].values()
+    kinds = {name: (plain.get(name) or {}).get("type") for name in ("pre_tokenizer", "decoder")}
+    if model["type"] != "BPE" or set(kinds.values()) != {"ByteLevel"}:
+        raise ValueError("it is no byte-level BPE")
+    for name in ("truncation", "padding", "normalizer", "post_processor", "added_tokens"):
+        if plain.get(name):
+            raise ValueError(f"it has a {name}")
+    if set(ids) != set(range(len(ids))):
+        raise ValueError("its ids are not 0 and up")
 
 
 def _byte_of_characters() -> dict[str, int]:

@@ -42,7 +42,8 @@ class Bytes(Tokenizer):
         return ((ids < BYTES) & (ids & 0xC0 != 0x80)).astype(np.int32)  # 10xxxxxx continues a character
 
     def state_dict(self) -> dict[str, Any]:
-        return {"separator": self.separator is not None}
+        return {"kind": type(self).__name__, "separator": self.separator is not None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._need_kind(state)
         self.separator = BYTES if state["separator"] else None

@@ -64,11 +64,17 @@ class Characters(Tokenizer):
     def state_dict(self) -> dict[str, Any]:
         characters = self._code_points[: self.vocabulary - self._specials]
         specials = {"unknown": self.unknown is not None, "separator": self.separator is not None}
-        return {"code_points": characters.tolist(), **specials}
+        return {"kind": type(self).__name__, "code_points": characters.tolist(), **specials}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._need_kind(state)
+        points = state["code_points"]
+        if not isinstance(points, list) or not all(type(point) is int and 0 <= point < CODE_POINTS for point in points):
+            raise ValueError("a tokenizer's code_points are no list of Unicode's")
+        if len(set(points)) < len(points):
+            raise ValueError("a tokenizer's code_points occur twice")
         self.unknown, self.separator = (-1 if state[name] else None for name in ("unknown", "separator"))
-        self._set(np.array(state["code_points"], dtype=np.uint32))
+        self._set(np.array(points, dtype=np.uint32))
 
     def _set(self, characters: np.ndarray) -> None:
         specials = self._specials

@@ -62,11 +62,17 @@ class Words(Tokenizer):
         return np.array([*map(len, self._words), 0], dtype=np.int32)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"words": list(self._words), "lower": self.lower}
+        return {"kind": type(self).__name__, "words": list(self._words), "lower": self.lower}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._need_kind(state)
+        words = state["words"]
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError("a tokenizer's words are no list of text")
+        if len(set(words)) < len(words):
+            raise ValueError("a tokenizer's words occur twice")
         self.lower = bool(state["lower"])
-        self._set([str(word) for word in state["words"]])
+        self._set(list(words))
 
     def _set(self, words: list[str]) -> None:
         self._words, self._ids = words, {word: i for i, word in enumerate(words)}
