@@ -6,13 +6,16 @@ import copy
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
 from torch import nn
 
-from frugal import artefact
+from frugal import artefact, build
 from frugal.artefact import Description
 from frugal.errors import RunError, SettingsError
 from frugal.models.simple_net import SimpleNet
@@ -135,8 +138,6 @@ def test_a_class_named_in_the_file_passes_the_allow_list(
     [None, {}, {"frugal": "{}"}, {"frugal": "["}, {"frugal": "[]"}, {"frugal": '{"model": 3}'}, {"frugal": "null"}],
 )
 def test_a_safetensors_file_of_somebody_else(metadata: dict[str, str] | None, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     save_file({"w": torch.zeros(1)}, tmp_path / "a.safetensors", metadata=metadata)
     with pytest.raises(RunError) as error:
         artefact.load(tmp_path / "a.safetensors")
@@ -149,8 +150,6 @@ def test_a_safetensors_file_of_somebody_else(metadata: dict[str, str] | None, tm
 def test_a_description_that_says_nonsense(
     broken: dict[str, Any], network: SimpleNet, description: Description, tmp_path: Path
 ) -> None:
-    from safetensors.torch import save_file
-
     plain = {**description.to_dict(), **broken}
     save_file(network.state_dict(), tmp_path / "a.safetensors", metadata={"frugal": json.dumps(plain)})
     with pytest.raises((RunError, SettingsError)) as error:
@@ -169,3 +168,85 @@ def test_find(tmp_path: Path) -> None:
     assert find_weights(tmp_path / "model.safetensors") == tmp_path / "model.safetensors"
     with pytest.raises(RunError, match="does not exist"):
         find_weights(tmp_path / "x.ckpt")
+
+
+# --------------------------------------------------------------------------------------------------------- crafted files
+class Broken(nn.Module):
+    """A network that reads its tensors while it is built, which none on `meta` can."""
+
+    def __init__(self, size: int = 3) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.scale = float(self.weight.detach().sum())
+
+
+def test_a_network_that_reads_its_tensors_while_it_is_built(
+    description: Description, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("frugal.models.simple_net.Broken", Broken, raising=False)
+    description.model["network"] = {"_target_": "frugal.models.simple_net.Broken"}
+    artefact.write(Broken(), description, tmp_path / "a.safetensors")
+    network, _ = artefact.load(tmp_path / "a.safetensors")
+    assert network.scale == 3.0
+    description.model["network"]["size"] = 10**8
+    artefact.write(Broken(), description, tmp_path / "a.safetensors")
+    with pytest.raises(RunError, match=r"weight would be \(100000000,\)"):
+        artefact.load(tmp_path / "a.safetensors")
+
+
+def test_a_larger_network_than_the_file_holds_takes_no_memory(
+    network: SimpleNet, description: Description, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    build = artefact.build_network
+    monkeypatch.setattr(artefact, "build_network", lambda given: made.append(build(given)) or made[-1])
+    description.model["network"]["hidden"] = [6, 7]
+    artefact.write(network, description, tmp_path / "a.safetensors")
+    with pytest.raises(RunError, match=r"\(5, 6\) instead of \(7, 6\)"):
+        artefact.load(tmp_path / "a.safetensors")
+    assert [{p.device.type for p in one.parameters()} for one in made] == [{"meta"}]
+
+
+def test_what_is_built_on_the_way_draws_nothing(network: SimpleNet, description: Description, tmp_path: Path) -> None:
+    """Loading costs the draws of one network, as if it were built once."""
+    artefact.write(network, description, tmp_path / "a.safetensors")
+    torch.manual_seed(0)
+    SimpleNet([1, 4, 4], 3, hidden=[6, 5])
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    artefact.load(tmp_path / "a.safetensors")
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_panic_of_a_library_is_one_line(tmp_path: Path) -> None:
+    panic = type("PanicException", (BaseException,), {})
+    for error in (panic("index\nout of"), MemoryError(), OverflowError("too\nlarge"), IndexError("no")):
+        with pytest.raises(RunError, match=type(error).__name__) as caught, artefact.crafted(tmp_path):
+            raise error
+        assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    with pytest.raises(KeyboardInterrupt), artefact.crafted(tmp_path):
+        raise KeyboardInterrupt
+
+
+# ------------------------------------------------------------------------------------------------------- what build says
+def test_gpt_2s_weights_are_for_a_gpt(tmp_path: Path) -> None:
+    names = ("wte.weight", "wpe.weight", "h.0.attn.c_attn.weight")
+    save_file({name: torch.zeros(2, 2) for name in names}, tmp_path / "gpt2.safetensors")
+    node = {"network": NODE, "init_from": str(tmp_path / "gpt2.safetensors")}
+    data: Any = SimpleNamespace(dims=lambda: {"input_shape": [1, 4, 4], "classes": 3})
+    with pytest.raises(SettingsError, match=r"model\.init_from=.*: is a GPT-2 file, and SimpleNet is no GPT"):
+        build.build_network(OmegaConf.create({"model": node}), data)
+
+
+def test_a_description_names_no_folder_of_the_tokenizers() -> None:
+    cfg = OmegaConf.create(
+        {
+            "model": {},
+            "preprocess": {},
+            "data": {"task": "language_modeling"},
+            "tokenizer": {"_target_": "frugal.tokenizer.bpe.BPE", "files": "/home/me/gpt2", "vocabulary": 300},
+        }
+    )
+    data: Any = SimpleNamespace(dims=dict, state_dict=dict, source=SimpleNamespace(places=()))
+    assert build.describe(cfg, data).tokenizer == {"_target_": "frugal.tokenizer.bpe.BPE", "vocabulary": 300}
+    assert cfg.tokenizer.files == "/home/me/gpt2"

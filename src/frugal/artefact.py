@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from frugal import settings
 from frugal.data.cleaning import Cleaning
@@ -208,13 +209,25 @@ def text_parts(description: Description, path: Path) -> tuple[Cleaning, Tokenize
 def _refuse_another(description: Description, state: dict[str, Tensor], path: Path) -> None:
     """Compare the network that is described with the tensors there are before any memory is taken for it."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoDraws():
             network = build_network(description)
     except FrugalError:
         raise
     except Exception:  # of anybody's code
         return  # it computes with its tensors while it is built: compared when it stands
     refuse_other_state(network, state, path)
+
+
+class _NoDraws(TorchFunctionMode):
+    """Draws into tensors without memory do nothing: torch would import its compiler for them, which takes seconds."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        if name in ("normal_", "uniform_", "bernoulli_", "exponential_") and args and isinstance(args[0], Tensor):
+            return args[0]
+        if function in (torch.randn, torch.rand):
+            return torch.empty(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager

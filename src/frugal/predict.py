@@ -148,7 +148,7 @@ def _encode(tokenizer: Tokenizer, text: str, origin: str) -> list[int]:
     except DataError:
         stranger = next((sign for sign in text if not _known(tokenizer, sign)), text[:1])
         raise DataError(
-            f"{origin}: holds {stranger!r} (U+{ord(stranger):04X}), which the text that the model was trained on lacks; "
+            f"{origin}: holds {stranger!r} (U+{ord(stranger):04X}), which the training text of this model lacks; "
             "take it out"
         ) from None
 
@@ -265,7 +265,8 @@ def _column(lines: list[str], cfg: DictConfig, tabs: bool) -> tuple[int, str]:
     which cuts most rows into the same number of columns."""
     from frugal.data.csv_text import DELIMITERS, SNIFFED
 
-    best, found, headers = -1.0, None, []
+    best, found = -1.0, None
+    headers: list[list[str]] = []
     for delimiter in (NONE, *sorted(DELIMITERS, key=lambda mark: mark != "\t" if tabs else 0)):
         rows = list(islice(_table(lines, delimiter), SNIFFED))
         header = [cell.strip() for cell in rows[0]] if rows else []
@@ -279,7 +280,8 @@ def _column(lines: list[str], cfg: DictConfig, tabs: bool) -> tuple[int, str]:
         if place is not None and score > best:
             best, found = score, (place, delimiter)
     if found is None:
-        columns = ", ".join(max(headers, key=len)) or "no columns"
+        longest = max(headers, key=len)
+        columns = ", ".join(longest) or "no columns"
         raise SettingsError(f"column={cfg.column}: {cfg.input} has {columns}; set column=NAME")
     return found
 

@@ -278,6 +278,7 @@ def quiet_lightning() -> Iterator[None]:
                 ".*The number of training batches.*logging interval.*",
                 ".*Checkpoint directory.*exists and is not empty.*",
                 ".*isinstance.treespec, LeafSpec.*",
+                ".*Total length of `list` across ranks is zero.*",  # no validation split
                 ".*no training dataloader.*",
                 ".*overfit_batches.*",
                 ".*Starting from v1.9.0, `tensorboardX`.*",

@@ -7,8 +7,11 @@ import csv
 import numpy as np
 import pytest
 
+from frugal.data.cleaning import Cleaning
 from frugal.data.csv_text import CSVText, parse
+from frugal.data.text_datamodule import TextDataModule
 from frugal.errors import DataError, SettingsError
+from frugal.tokenizer.bytes import Bytes
 
 
 def written(tmp_path, content: str | bytes, name: str = "my.csv") -> str:
@@ -230,3 +233,23 @@ def test_many_stray_quotation_marks_are_read_in_time():
 
     lines = [f'"text {i},y\n' for i in range(2000)]
     assert len(parse(lines, ",", '"', Counter())) == 2000
+
+
+def test_rows_that_a_cut_puts_on_both_sides_are_not_tested_on(tmp_path):
+    """Each text twice, with both labels: cleaning keeps both, and the cut falls between many of them."""
+    lines = "text,label\n" + "".join(f"text {i // 2},{'ham' if i % 2 else 'spam'}\n" for i in range(200))
+    path = written(tmp_path, lines)
+
+    def overlap(source: CSVText, duplicates: bool = True) -> tuple[int, TextDataModule]:
+        data = TextDataModule(source, Cleaning(duplicates=duplicates), Bytes(), val_fraction=0.2)
+        data.setup()
+        texts = {name: {split(np.array([i]))[0].numpy().tobytes().rstrip(b"\0") for i in range(len(split))}
+                 for name, split in data.splits.items()}  # fmt: skip
+        return len((texts["val"] | texts["test"]) & texts["train"]), data
+
+    found, data = overlap(CSVText(path, test_fraction=0.2))
+    sizes = {name: len(split) for name, split in data.splits.items()}
+    assert found == 0 and sizes["train"] == 128 and 0 < sizes["test"] < 40 and 0 < sizes["val"] < 32
+    assert data.figures()["cleaning"]["duplicates_across_splits"] == 72 - sizes["test"] - sizes["val"]
+    assert overlap(CSVText(path, test_fraction=0.2), duplicates=False)[0] > 30
+    assert len(overlap(CSVText(path, test=path))[1].splits["test"]) == 200  # the user's own file stays as it is

@@ -126,3 +126,14 @@ def test_evaluation_over_ranks_sees_each_sample_once_in_equally_many_batches(bat
     assert max(sizes) - min(sizes) <= 1 and min(sizes) > 0
     assert batch == 1 or max(sizes) <= batch
     assert torch.cat([y for part in parts for y in part]).tolist() == Y.tolist()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_mixed_evaluation_takes_the_same_batches_in_an_order_of_its_own(ranks):
+    def batches(mixed: bool) -> list[list[int]]:
+        loaders = [EvalLoader(Rows(X, Y).stretch, N, 4, rank, ranks, mixed=mixed) for rank in range(ranks)]
+        assert len({len(list(loader)) for loader in loaders}) == 1
+        return [rows for loader in loaders for rows in rows_of(loader)]
+
+    assert batches(True) != batches(False) and sorted(batches(True)) == batches(False)
+    assert batches(True) == batches(True)

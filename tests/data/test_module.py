@@ -65,3 +65,18 @@ def test_facts_and_figures_are_dictionaries(data):
 
 def test_the_identity_is_the_source_and_more(data):
     assert len(data.sha256()) == 64 and (data.sha256() == data.source.sha256()) == isinstance(data, ArrayDataModule)
+
+
+def test_all_say_whether_their_classes_have_names(data):
+    assert data.class_names is None  # of `Labelled` none are known
+
+
+def test_class_names_are_those_of_the_trained_network():
+    source = Labelled(2, train=[("a", 0), ("b", 1)], test=[("a", 1)])
+    data = TextDataModule(source, Cleaning(), Letters(), batch_size=1, val_fraction=0)
+    assert data.class_names is None
+    state = {**data.state_dict(), "tokenizer": {"letters": ["a"], "separated": True}}
+    data.load_state_dict({**state, "class_names": ["class 1", "class 0", "another"]})
+    data.setup()
+    assert data.class_names == ["class 1", "class 0", "another"]
+    assert data.splits["test"].y.tolist() == [0] and source.class_names == ["class 0", "class 1"]

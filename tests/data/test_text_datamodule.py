@@ -167,7 +167,7 @@ def test_what_was_cut_from_training_has_no_text_of_it():
     test = [(chr(0x4E00), 0), ("ab", 1), (chr(0x4E01) + "\0", 0)]
     given = Labelled(classes=2, train=[*rows, ("a", 0), ("b", 1)], test=test)
     known = Letters(False)
-    known.fit(text for text, _ in rows)
+    known.fit([*(text for text, _ in rows), "ab"])
     data = make(given, cleaning=Cleaning(), val_fraction=0.3, tokenizer=known)
     data.setup()
     assert not texts(data, "val") & texts(data, "train")

@@ -9,8 +9,11 @@ import tracemalloc
 import pytest
 
 from frugal.data import text_file
+from frugal.data.cleaning import Cleaning
+from frugal.data.corpus import open_corpus
 from frugal.data.text_file import TextFile, file_sha256
 from frugal.errors import DataError, SettingsError
+from frugal.tokenizer.bytes import Bytes
 
 
 def texts(source: TextFile, split: str) -> list[str]:
@@ -223,3 +226,19 @@ def test_memory_stays_constant(tmp_path, monkeypatch, documents):
     finally:
         tracemalloc.stop()
     assert size > 0.99 * path.stat().st_size and peak < 2 << 20
+
+
+@pytest.mark.parametrize("kind", ["line", "blank_line", "jsonl"])
+def test_documents_that_a_cut_puts_on_both_sides_are_not_tested_on(tmp_path, kind):
+    said = [f"this was said {i % 45}" for i in range(50)] + ["\u00e4 new one"]
+    end = "\n\n" if kind == "blank_line" else "\n"
+    lines = [json.dumps({"text": text}) for text in said] if kind == "jsonl" else said
+    path = written(
+        tmp_path, "".join(line + end for line in lines).encode(), "my.jsonl" if kind == "jsonl" else "my.txt"
+    )
+    source = TextFile(path, documents="file" if kind == "jsonl" else kind, test_fraction=0.1)
+    assert len(texts(source, "test")) > 4
+    corpus = open_corpus(source, Cleaning(), Bytes(separator=True), tmp_path / "cache", 0.1)
+    told = bytes(b if b < 256 else 10 for b in corpus.splits["test"].array.tolist()).decode()
+    assert told == "\u00e4 new one\n"
+    assert corpus.figures()["cleaning"]["test"]["duplicates_across_splits"] == len(texts(source, "test")) - 1

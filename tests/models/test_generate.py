@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from frugal.errors import SettingsError
 from frugal.models.generate import Cache, choose, generate, timed_paths, window_start
 from frugal.models.gpt import GPT
+from frugal.models.ngram import NGram
 
 BLOCK = 12
 
@@ -213,3 +214,43 @@ def test_the_timed_paths_compute_what_their_names_say() -> None:
             seen.clear()
         paths["decode, cached"](prompt(2, 1))
     assert timed_paths(Counts()) == {}
+
+
+# ------------------------------------------------------------------------------------------------------ small and large
+def test_any_temperature_above_zero_can_be_divided_by() -> None:
+    logits = torch.tensor([[3.0, 1e4, -torch.inf, 9_999.0]])
+    for temperature in (5e-324, 1e-45, 1e-8):
+        assert choose(logits, temperature, None, None, torch.Generator()).tolist() == [1]
+    with pytest.raises(SettingsError, match="temperature=inf"):
+        text(Counts(), prompt(1, 1), 1, temperature=float("inf"))
+
+
+def test_a_seed_that_torch_cannot_take_is_refused() -> None:
+    assert len(text(Counts(), prompt(1, 1), 1, seed=2**63 - 1)) == 1
+    with pytest.raises(SettingsError, match=r"seed=9223372036854775808: .* below 2\^63"):
+        text(Counts(), prompt(1, 1), 1, seed=2**63)
+
+
+def test_without_a_cache_a_token_costs_no_more_than_a_window() -> None:
+    network = Counts()
+    assert text(network, prompt(1, 30), 20, block_size=8)[0] == [
+        (int(prompt(1, 30)[0, -1]) + 1 + i) % 11 for i in range(20)
+    ]
+    assert max(network.lengths) <= 8 and min(network.lengths) >= 6
+    counts = NGram(vocabulary=11, block_size=8, order=3)
+    counts.count(prompt(4, 9)[:, :-1], prompt(4, 9)[:, 1:])
+    lengths: list[int] = []
+    counts.register_forward_pre_hook(lambda module, given: lengths.append(given[0].shape[1]))
+    text(counts, prompt(1, 30), 20)
+    assert len(lengths) == 20 and max(lengths) <= 8
+
+
+def test_a_cache_is_no_larger_than_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network may have room for far more than is asked for."""
+    sizes = []
+    monkeypatch.setattr(
+        Cache, "__init__", lambda self, size, made=Cache.__init__: (sizes.append(size), made(self, size))[1]
+    )
+    network = network_of(positions="rotary", block_size=10**9)
+    text(network, prompt(2, 5), 4)
+    assert sizes == [9]

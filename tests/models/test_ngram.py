@@ -177,7 +177,7 @@ def described(order: int) -> Description:
     return Description(
         model={"_target_": "frugal.models.ngram.NGramModel", "network": node},
         dims={"vocabulary": 6, "block_size": 12, "separator": None},
-        task="language_modeling", preprocess={}, data={}, tokenizer={}, state={},
+        task="language_modeling", preprocess={}, data={}, tokenizer={}, state={"preprocess": {}, "tokenizer": {}},
     )  # fmt: skip
 
 

@@ -137,12 +137,49 @@ def test_files_without_a_separator_get_one_more_id(tmp_path):
 
 def test_files_that_are_missing_or_broken_are_named(tmp_path):
     with pytest.raises(DataError, match=r"has no vocab\.json"):
-        BPE(files=str(tmp_path))
+        BPE(files=str(tmp_path)).fit([])
     folder = gpt2_files(tmp_path)
     (folder / "vocab.json").write_text("{")
     with pytest.raises(DataError, match=r"tokenizer\.files=.*cannot be read") as caught:
-        BPE(files=str(folder))
+        BPE(files=str(folder)).encode("a")
     assert "\n" not in str(caught.value)
+
+
+def test_a_state_needs_no_files(tmp_path):
+    state = BPE(files=str(gpt2_files(tmp_path))).state_dict()
+    moved = BPE(files=str(tmp_path / "moved"))
+    moved.load_state_dict(state)
+    assert moved.fitted and moved.vocabulary == 285 and moved.decode(moved.encode(STRANGE)) == STRANGE
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("padding", {"strategy": {"Fixed": 20}, "direction": "Right", "pad_to_multiple_of": 0}),
+        ("truncation", {"direction": "Right", "max_length": 0, "strategy": "LongestFirst", "stride": 5}),
+        ("normalizer", {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}),
+        ("pre_tokenizer", {"type": "FixedLength", "length": 0}),
+    ],
+)
+def test_parts_that_a_state_never_has_are_refused(fitted, part, value):
+    """Some of them stop the library in the midst of a text, with no exception."""
+    state = fitted.state_dict()
+    plain = json.loads(state["json"])
+    with pytest.raises(DataError, match="cannot be read"):
+        BPE().load_state_dict({**state, "json": json.dumps({**plain, part: value})})
+    ids = {token: i + 10**9 for token, i in plain["model"]["vocab"].items()}
+    strange = {**plain, "model": {**plain["model"], "vocab": ids}}
+    with pytest.raises(DataError, match="ids"):
+        BPE().load_state_dict({**state, "json": json.dumps(strange)})
+    with pytest.raises(ValueError, match="separator"):
+        BPE().load_state_dict({**state, "separator": 10**12})
+
+
+def test_another_kind_s_state_is_refused_by_name(fitted):
+    from frugal.tokenizer.characters import Characters
+
+    with pytest.raises(SettingsError, match=r"tokenizer=characters: .* trained with tokenizer=bpe; set tokenizer=bpe"):
+        Characters().load_state_dict(fitted.state_dict())
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
