@@ -170,7 +170,7 @@ def test_find(tmp_path: Path) -> None:
         find_weights(tmp_path / "x.ckpt")
 
 
-# --------------------------------------------------------------------------------------------------------- crafted files
+# -------------------------------------------------------------------------------------------------------- crafted files
 class Broken(nn.Module):
     """A network that reads its tensors while it is built, which none on `meta` can."""
 
@@ -228,7 +228,7 @@ def test_a_panic_of_a_library_is_one_line(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
 
-# ------------------------------------------------------------------------------------------------------- what build says
+# ------------------------------------------------------------------------------------------------------ what build says
 def test_gpt_2s_weights_are_for_a_gpt(tmp_path: Path) -> None:
     names = ("wte.weight", "wpe.weight", "h.0.attn.c_attn.weight")
     save_file({name: torch.zeros(2, 2) for name in names}, tmp_path / "gpt2.safetensors")

@@ -164,7 +164,7 @@ def test_lines_of_a_file_are_labelled(tmp_path: Path) -> None:
         ("a good film", "pos"), ("", ""), ("a bad film", "neg"), ("GOOD film, 17", "pos"),
     ]  # fmt: skip
     assert rows.pop(1)["probability"] == "" and all(0.5 <= float(row["probability"]) <= 1 for row in rows)
-    assert "1 empty texts have no label" in done.err and "3 texts in" in done.err and "samples/s" in done.err
+    assert "1 empty text(s) without a label" in done.err and "3 texts in" in done.err and "samples/s" in done.err
 
 
 def test_a_line_ends_at_a_line_feed_only(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_tables_are_read_as_training_reads_them(mark: str, tmp_path: Path) -> No
     found = [(line["text"], line["label"]) for line in map(json.loads, done.out.splitlines())]
     assert [text.strip() for text, _ in found] == ["a good\nfilm", "a bad film", "", "", "good", ""]
     assert [label for _, label in found] == ["pos", "neg", None, None, "pos", None]
-    assert "3 empty texts have no label" in done.err
+    assert "3 empty text(s) without a label" in done.err
 
 
 def test_a_table_of_one_column_holds_commas(tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ def build_data(cfg: DictConfig, state: dict[str, Any] | None = None) -> DataModu
         learnt = artefact.read(find_weights(Path(cfg.model.init_from)))[1].get("state", {})
         state = {"preprocess": {}, "tokenizer": learnt["tokenizer"]} if "tokenizer" in learnt else None
     if state is not None:
-        data.load_state_dict(state)
+        with artefact.crafted(Path(cfg.model.init_from)) if cfg.model.get("init_from") else contextlib.nullcontext():
+            data.load_state_dict(state)
     return data
 
 

@@ -207,7 +207,7 @@ def _classify(cfg: DictConfig, network: nn.Module, description: Description, pat
         output.add(text, found.get(i))
     _write(cfg.output, output.text())
     if len(full) < len(texts):
-        print(f"frugal: {len(texts) - len(full):,} empty texts have no label", file=sys.stderr)
+        print(f"frugal: {len(texts) - len(full):,} empty text(s) without a label", file=sys.stderr)
     print(
         f"frugal: {len(full):,} texts in {seconds:.2f} s, {len(full) / max(seconds, 1e-9):,.0f} samples/s "
         f"(batch {size}, {torch.get_num_threads()} thread(s), {shown(path)})",

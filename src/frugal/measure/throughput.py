@@ -25,8 +25,9 @@ class Throughput(Meter):
     """Valid samples (and tokens) of all ranks per second of counted optimizer steps.
 
     What is in a batch is asked of `pl_module.count_batch(batch) -> (samples, tokens | None)` where it has that, else it
-    is the first tensor's first dimension. Tokens may be a tensor: it is read at a window's edge. Waiting for data, callbacks and logging are inside the counted time,
-    validation, checkpoints and compilation outside. The device is synchronized at a window's edge only.
+    is the first tensor's first dimension. Tokens may be a tensor: it is read at a window's edge. Waiting for data,
+    callbacks and logging are inside the counted time, validation, checkpoints and compilation outside. The device is
+    synchronized at a window's edge only.
 
     Args:
         warmup_steps: optimizer steps of each process that are not counted, see `warmup_of`.
