@@ -122,6 +122,9 @@ def test_another_table_with_fewer_classes_is_evaluated_by_their_names(home: Path
     assert done.code == 0, done.err
     (again,) = runs(Path("../logs"), "evaluate")
     assert Record.read(again).quality["test/accuracy"] > 0.9
+    assert Record.read(again).data["splits"]["test"]["texts"] == 80  # another table is tested whole
+    hint = frugal("evaluate", str(folder), "data.source.path=two.csv").error
+    assert "data.source.path=two.csv: name the data's option too, as in data=csv_text" in hint
     table = [line.split(",") for line in (again / "confusion.csv").read_text().splitlines()]
     assert table[0] == ["true", *kinds] and table[1][1:] == ["0", "0", "0"]  # none of them is bad
     words = ["data=csv_text", "data.source.path=other.csv", "measure=none"]

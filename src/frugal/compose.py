@@ -158,6 +158,10 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str:
         if elsewhere:
             return f"{_given(key, overrides)}: unknown; did you mean {' or '.join(elsewhere)}?"
         return f"{_given(key, overrides)}: {settings.did_you_mean(key, _valid_keys(verb, overrides, ''))}"
+    below = re.search(r"Could not override 'data\.([^']+)'", text)
+    if below and verb == "evaluate" and not any(o.startswith("data=") for o in overrides):
+        given = _given(f"data.{below.group(1)}", overrides)
+        return f"{given}: name the data's option too, as in data=csv_text {given}; without, the run's own data is taken"
     full = re.search(r"full_key: (\S+)", deep) or re.search(r"full_key: (\S+)", text)
     override = re.search(r"Could not override '([^']+)'", text)
     key = override.group(1) if override else full.group(1) if full else ""

@@ -85,6 +85,8 @@ def settings_for(cfg: DictConfig, description: Description, path: Path) -> DictC
     if not whole.get("data"):
         whole.data = description.data
         refill(whole, path)
+    elif "test" in source_places(whole) and not whole.data.source.get("test"):
+        whole.data.source.test = whole.data.source.path  # another table is tested whole
     return whole
 
 

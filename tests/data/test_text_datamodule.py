@@ -171,8 +171,9 @@ def test_what_was_cut_from_training_has_no_text_of_it():
     data = make(given, cleaning=Cleaning(), val_fraction=0.3, tokenizer=known)
     data.setup()
     assert not texts(data, "val") & texts(data, "train")
-    across = data.figures()["cleaning"]["duplicates_across_splits"]
-    assert 0 < across < 37 and len(data.splits["val"]) == 37 - across and len(data.splits["test"]) == 3
+    size = len(data.splits["val"])
+    assert "duplicates_across_splits" not in data.figures()["cleaning"]
+    assert 30 <= size <= 40 and size + len(data.splits["train"]) == 122 and len(data.splits["test"]) == 3
     given.own_splits = False
     data = make(given, cleaning=Cleaning(), val_fraction=0)
     data.setup()
@@ -180,7 +181,7 @@ def test_what_was_cut_from_training_has_no_text_of_it():
     assert data.figures()["cleaning"]["duplicates_across_splits"] == 2
     data = make(given, val_fraction=0.3)  # duplicates stay
     data.setup()
-    assert len(data.splits["test"]) == 3 and len(data.splits["val"]) == 37
+    assert len(data.splits["test"]) == 3 and 30 <= len(data.splits["val"]) <= 40
 
 
 def test_a_given_tokenizer_is_not_fitted():

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from frugal.data.source import LabelledTexts, LabelledTextSource
-from frugal.data.split import holdout
+from frugal.data.split import holdout_copies
 from frugal.data.text_file import BYTE_ORDER_MARK, check_text, decode, file_sha256, told
 from frugal.errors import DataError, SettingsError
 
@@ -70,6 +70,7 @@ class CSVText(LabelledTextSource):
         if not 0 < test_fraction < 1:
             raise SettingsError(f"data.source.test_fraction={test_fraction}: it is above 0 and below 1")
         files = {"train": path, "val": val, "test": test}
+        self.path = path
         self.paths = {split: Path(name).expanduser() for split, name in files.items() if name}
         self.text, self.label, self.delimiter, self.header, self.quote = text, label, delimiter, header, quote
         self.test_fraction, self.split_seed = test_fraction, split_seed
@@ -111,7 +112,7 @@ class CSVText(LabelledTextSource):
         splits = {split: self._labelled(found, numbers, counts) for split, found in rows.items()}
         if "test" not in splits:
             train = splits["train"]
-            held = holdout(train.y, self.test_fraction, self.split_seed)
+            held = holdout_copies(train.texts, train.y, self.test_fraction, self.split_seed)
             for split, chosen in (("train", ~held), ("test", held)):
                 kept = np.flatnonzero(chosen)
                 splits[split] = LabelledTexts([train.texts[i] for i in kept], train.y[kept])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from frugal.data.sampler import permutation
@@ -28,3 +30,11 @@ def holdout(y: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     for label, count in zip(labels, np.minimum(counts, sizes - 1), strict=True):
         mask[order[y[order] == label][:count]] = True
     return mask
+
+
+def holdout_copies(texts: Sequence[str], y: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """`holdout` with all copies of a text on the same side, or training would see what is tested on."""
+    numbers: dict[str, int] = {}
+    number = np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
+    _, first = np.unique(number, return_index=True)
+    return holdout(y[first], fraction, seed)[number]

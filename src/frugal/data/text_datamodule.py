@@ -22,7 +22,7 @@ from frugal.data.module import DataModule
 from frugal.data.order import BucketOrder
 from frugal.data.sampler import BatchOrder, permutation
 from frugal.data.source import LabelledTexts, LabelledTextSource
-from frugal.data.split import holdout
+from frugal.data.split import holdout_copies
 from frugal.errors import DataError, SettingsError
 from frugal.tokenizer.base import Tokenizer
 
@@ -78,11 +78,12 @@ class TextDataModule(DataModule):
             loaded["test"] = self._without(loaded["test"], loaded["train"])
         for name, split in loaded.items():
             if not len(split):
-                raise DataError(f"data.source: no text is left in the {name} split of {self.source}")
+                why = ", ".join(f"{key} {value}" for key, value in self.preprocess.counts.items() if value)
+                raise DataError(f"data.source: no text is left in the {name} split of {self.source} ({why})")
         self._agree_on_classes(self.class_names, loaded)
         if "val" not in loaded and self.val_fraction:
             train = loaded["train"]
-            held = holdout(train.y, self.val_fraction, self.split_seed)
+            held = holdout_copies(train.texts, train.y, self.val_fraction, self.split_seed)
             train, val = _rows(train, ~held), _rows(train, held)
             val = self._without(val, train)
             loaded |= {"train": train} | ({"val": val} if len(val) else {})

@@ -112,6 +112,7 @@ COSTS = {"time": TRAIN, "size": FILE, "latency": LATENCY}
 FIGURES = (
     ACCURACY,
     LOSS,
+    BITS,
     TRAIN,
     Figure("wall_s", "wall", "s", _section("time", "wall_s"), rank=40),
     Figure("to_target_s", "to target", "s", _section("time", "to_target_s"), rank=85),

@@ -121,11 +121,20 @@ def _figures(record: Record) -> list[tuple[str, str]]:
         )
     lines.append(("Compute", f"{flops.removeprefix(', ') or absent('compute.flops_per_step')}; MFU {mfu}"))
 
+    for name, applied in record.techniques.items():
+        lines.append(
+            (name.capitalize(), ", ".join(f"{key.replace('_', ' ')} {_plain(v)}" for key, v in applied.items()))
+        )
+
     joules = record.energy.train_j
     reason = f" ({one_line(record.energy.reason)})" if record.energy.reason else ""
     energy = absent("energy.train_j") if not reason else ABSENT + reason
     lines.append(("Energy", f"{si(joules, 'J')} for training" if joules is not None else energy))
     return lines
+
+
+def _plain(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else one_line(str(value))
 
 
 def _data(record: Record) -> str:
@@ -142,9 +151,10 @@ def _data(record: Record) -> str:
         for name, value in _leaves(_mapping(record.data, kind), kind):
             removed[name] += value
     also = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in removed.items() if value)
-    return f"{train['tokens']:,} training tokens{of} ({', '.join(parts)})" + (
-        f"; removed or mended: {also}" if also else ""
-    )
+    test = _mapping(_mapping(record.data, "splits"), "test")
+    tested = next((f"; {test[unit]:,} {unit} to test on" for unit in ("texts", "tokens") if unit in test), "")
+    mended = f"; removed or mended: {also}" if also else ""
+    return f"{train['tokens']:,} training tokens{of} ({', '.join(parts)}){tested}{mended}"
 
 
 def _mapping(node: Any, key: str) -> dict[str, Any]:
