@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from frugal.errors import DataError
@@ -18,6 +18,38 @@ STALL_S = 10.0  # so is one that within this time sends nothing, or less than SL
 SLOWEST = 1_000  # bytes/s
 
 Report = Callable[[int, int], None]  # bytes so far, bytes in all (0: unknown)
+
+
+class Fetched:
+    """A source whose files lie in `root`/`folder`: fetched where they are missing, verified whenever they are read.
+
+    `mirrors` are base addresses that are tried in turn; None: `public_mirrors`.
+    """
+
+    folder: ClassVar[str]
+    md5: ClassVar[Mapping[str, str]]  # by file name
+    public_mirrors: ClassVar[tuple[str, ...]]
+    cut: ClassVar[str] = ""  # how splits are made of the files, where that is not theirs to say
+
+    def __init__(self, root: str, mirrors: list[str] | None = None) -> None:
+        self.root = root
+        self.mirrors = list(self.public_mirrors) if mirrors is None else list(mirrors)
+        self.dropped: dict[str, int] = {}  # files that are what they should be hold nothing to drop
+
+    def sha256(self) -> str:
+        # files are verified whenever they are read, so their checksums are their identity
+        listed = " ".join(f"{name}={md5}" for name, md5 in sorted(self.md5.items()))
+        return hashlib.sha256(" ".join(filter(None, (self.folder, listed, self.cut))).encode()).hexdigest()
+
+    def prepare(self) -> None:
+        fetch(self.md5, Path(self.root).expanduser() / self.folder, self.mirrors)
+
+    def path(self, name: str) -> Path:
+        return Path(self.root).expanduser() / self.folder / name
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file. Raises DataError."""
+        return read_verified(self.path(name), self.md5[name])
 
 
 def read_verified(path: Path, md5: str) -> bytes:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from frugal.data.fetch import fetch, read_verified
+from frugal.data.fetch import Fetched
 from frugal.data.source import ArraySource, Split
 from frugal.errors import DataError
 
 IDX_UINT8 = 0x08  # the third byte of an idx file: its element type
 
 
-class MNIST(ArraySource):
+class MNIST(Fetched, ArraySource):
     """Images (N, 1, 28, 28) of 0 to 255, in the data set's own two splits; files lie in `root`/mnist.
 
     `mirrors` are base addresses that are tried in turn for files that are missing; None: two public ones.
@@ -39,18 +37,6 @@ class MNIST(ArraySource):
         "https://storage.googleapis.com/cvdf-datasets/mnist/",
     )
 
-    def __init__(self, root: str, mirrors: list[str] | None = None) -> None:
-        self.root = root
-        self.mirrors = list(self.public_mirrors) if mirrors is None else list(mirrors)
-
-    def sha256(self) -> str:
-        # files are verified whenever they are read, so their checksums are their identity
-        listed = " ".join(f"{name}={md5}" for name, md5 in sorted(self.md5.items()))
-        return hashlib.sha256(f"{self.folder} {listed}".encode()).hexdigest()
-
-    def prepare(self) -> None:
-        fetch(self.md5, self._folder, self.mirrors)
-
     def load(self) -> dict[str, Split]:
         return {"train": self._split("train"), "test": self._split("t10k")}
 
@@ -60,15 +46,11 @@ class MNIST(ArraySource):
         return Split(images[:, None], labels.astype(np.int64))
 
     def _array(self, name: str) -> np.ndarray:
-        path = self._folder / name
+        path = self.path(name)
         try:
-            return read_idx(read_verified(path, self.md5[name]))
+            return read_idx(self.read(name))
         except (OSError, EOFError, zlib.error, ValueError) as error:
             raise DataError(f"{path}: not an idx file of bytes ({error})") from None
-
-    @property
-    def _folder(self) -> Path:
-        return Path(self.root).expanduser() / self.folder
 
 
 def read_idx(compressed: bytes) -> np.ndarray:

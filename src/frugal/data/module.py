@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,7 +23,7 @@ from frugal.errors import DataError, SettingsError
 from frugal.tokenizer.base import Tokenizer
 
 
-class DataModule(pl.LightningDataModule):
+class DataModule(pl.LightningDataModule, ABC):
     """`batch_size` is that of all ranks together, `eval_batch_size` that of one."""
 
     source: Any

@@ -5,21 +5,19 @@ Whole sentences, not the phrases that GLUE trains on; tokenized, lower case, hyp
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from frugal.data.fetch import fetch, read_verified
+from frugal.data.fetch import Fetched
 from frugal.data.source import LabelledTexts, LabelledTextSource
 from frugal.errors import DataError
 
 FILES = {"train": "train.tsv", "val": "dev.tsv", "test": "test.tsv"}
 
 
-class SST2(LabelledTextSource):
+class SST2(Fetched, LabelledTextSource):
     """The splits as given, from `root`/sst2/{train,dev,test}.tsv; a line is a sentence, a tab, and 0 or 1.
 
     `mirrors` are base addresses tried in turn for files that are missing, None: a public repository with just these.
@@ -38,29 +36,13 @@ class SST2(LabelledTextSource):
         "457ffd83de90a9d6d472d8ffc31bbffe40a8b236/data/SST2/",
     )
 
-    def __init__(self, root: str, mirrors: list[str] | None = None) -> None:
-        self.root = root
-        self.mirrors = list(self.public_mirrors) if mirrors is None else list(mirrors)
-        self.dropped: dict[str, int] = {}
-
-    def sha256(self) -> str:
-        # the files are verified whenever they are read, so their checksums are their identity
-        return hashlib.sha256(f"{self.folder} {sorted(self.md5.items())}".encode()).hexdigest()
-
-    def prepare(self) -> None:
-        fetch(self.md5, self._folder, self.mirrors)
-
     def load(self) -> dict[str, LabelledTexts]:
         return {split: self._split(name) for split, name in FILES.items()}
 
     def _split(self, name: str) -> LabelledTexts:
-        path = self._folder / name
-        rows = [line.rsplit("\t", 1) for line in read_verified(path, self.md5[name]).decode().split("\n") if line]
+        path = self.path(name)
+        rows = [line.rsplit("\t", 1) for line in self.read(name).decode().split("\n") if line]
         try:
             return LabelledTexts([text for text, _ in rows], np.array([int(label) for _, label in rows], np.int64))
         except ValueError as error:
             raise DataError(f"{path}: not lines of a sentence, a tab and 0 or 1 ({error})") from None
-
-    @property
-    def _folder(self) -> Path:
-        return Path(self.root).expanduser() / self.folder

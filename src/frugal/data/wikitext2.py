@@ -5,16 +5,14 @@ Raw: with its own case, punctuation and rare words, so that bits per byte compar
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import ClassVar
 
-from frugal.data.fetch import fetch, read_verified
+from frugal.data.fetch import Fetched
 from frugal.data.source import Piece, TextSource
 from frugal.errors import DataError
 
@@ -24,7 +22,7 @@ MEMBERS = {split: f"wikitext-2-raw/wiki.{name}.raw" for split, name in
 TITLE = re.compile(r" = [^=].* = \n")  # of an article; ` = = Section = = ` is one inside it
 
 
-class WikiText2(TextSource):
+class WikiText2(Fetched, TextSource):
     """A document an article, in the data set's own three splits; the archive is `root`/wikitext2/wikitext-2-raw-v1.zip.
 
     `mirrors` are base addresses tried in turn where it is missing, None: two public ones (the bucket of the first
@@ -40,30 +38,14 @@ class WikiText2(TextSource):
         "https://wikitext.smerity.com/",  # the first author's own
     )
 
-    def __init__(self, root: str, mirrors: list[str] | None = None) -> None:
-        self.root = root
-        self.mirrors = list(self.public_mirrors) if mirrors is None else list(mirrors)
-        self.dropped: dict[str, int] = {}
-
-    def sha256(self) -> str:
-        # the archive is verified whenever it is read, so its checksum is its identity
-        return hashlib.sha256(f"{self.folder} {sorted(self.md5.items())}".encode()).hexdigest()
-
-    def prepare(self) -> None:
-        fetch(self.md5, self._folder, self.mirrors)
-
     def documents(self, split: str) -> Iterator[Piece]:
-        path = self._folder / ARCHIVE
-        content = read_verified(path, self.md5[ARCHIVE])
+        path = self.path(ARCHIVE)
+        content = self.read(ARCHIVE)
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive, archive.open(MEMBERS[split]) as file:
                 yield from articles(io.TextIOWrapper(file, encoding="utf-8", newline="\n"))
         except (zipfile.BadZipFile, zlib.error, KeyError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: not the archive of WikiText-2 ({error})") from None
-
-    @property
-    def _folder(self) -> Path:
-        return Path(self.root).expanduser() / self.folder
 
 
 def articles(lines: Iterator[str]) -> Iterator[Piece]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -26,7 +27,7 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeSchedule = Callable[[Optimizer, int], LRScheduler]
 
 
-class Module(LightningModule):
+class Module(LightningModule, ABC):
     """Base: a subclass says in `sums` what it adds up and in `step` how.
 
     `optimizer` makes an optimizer from parameters; None where the network is only evaluated. `schedule` makes a
@@ -67,13 +68,13 @@ class Module(LightningModule):
 
     # What a subclass says.
 
+    @abstractmethod
     def training_loss(self, batch: Batch) -> tuple[Tensor, int | Tensor, dict[str, Tensor]]:
         """The loss to minimize, how many samples or tokens there are, and the sums over them, "loss" among them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def evaluation_sums(self, batch: Batch) -> tuple[int | Tensor, dict[str, Tensor]]:
         """How many samples or tokens, and the sums over them."""
-        raise NotImplementedError
 
     def count_batch(self, batch: Batch) -> tuple[int, int | Tensor | None]:
         """Valid samples and tokens in a batch; None where there are no tokens. A count that must be taken from the
