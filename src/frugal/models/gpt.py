@@ -145,7 +145,7 @@ class GPT(nn.Module):
                 )
             x_BTD = x_BTD + self.position.weight[past:S]
         x_BTD = self.dropout(x_BTD)
-        rotation = _rotation(past, S, self.head_size, x_BTD) if self.positions == "rotary" else None
+        rotation = rotation_of(past, S, self.head_size, x_BTD) if self.positions == "rotary" else None
         shared = Shared(*self._mask(tokens_BS, document_BS, past), rotation, cache)
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
@@ -231,7 +231,7 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q_BHTK, k_BHTK = self.q_norm(q_BHTK), self.k_norm(k_BHTK)
         if shared.rotation is not None:
-            q_BHTK, k_BHTK = _rotate(q_BHTK, *shared.rotation), _rotate(k_BHTK, *shared.rotation)
+            q_BHTK, k_BHTK = rotate(q_BHTK, *shared.rotation), rotate(k_BHTK, *shared.rotation)
         k_BHSK, v_BHSK = k_BHTK, v_BHTK
         if shared.cache is not None:
             k_BHSK, v_BHSK = shared.cache.keys_and_values(self.layer, k_BHTK, v_BHTK)
@@ -305,7 +305,7 @@ def _norm(name: Norm, width: int, bias: bool) -> nn.Module:
     return nn.LayerNorm(width, eps=EPS, bias=bias) if name == "layernorm" else RMSNorm(width, eps=EPS)
 
 
-def _rotation(past: int, S: int, head_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def rotation_of(past: int, S: int, head_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines (T, K/2): frequencies fall from 1 to 1/10000. In fp32: half precision cannot count to 1,000."""
     exponent = torch.arange(0, head_size, 2, dtype=torch.float32, device=like.device) / head_size
     place_T = torch.arange(past, S, dtype=torch.float32, device=like.device)
@@ -313,7 +313,7 @@ def _rotation(past: int, S: int, head_size: int, like: Tensor) -> tuple[Tensor, 
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
 
-def _rotate(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (i, i + K/2) by its angle."""
     a, b = x_BHTK.chunk(2, dim=3)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=3).to(x_BHTK.dtype)

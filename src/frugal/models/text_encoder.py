@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frugal.errors import SettingsError
+from frugal.models.gpt import rotate, rotation_of
 
 Pooling = Literal["mean", "cls"]
 Positions = Literal["learned", "sinusoidal", "rotary", "none"]
@@ -112,7 +113,8 @@ class Layer(nn.Module):
     def _attend(self, x_BTD: Tensor, there_BT: Tensor) -> Tensor:
         q, k, v = self.qkv(x_BTD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, K)
         if self.rotary:
-            q, k = _turned(q), _turned(k)
+            turn = rotation_of(0, q.shape[2], q.shape[3], q)
+            q, k = rotate(q, *turn), rotate(k, *turn)
         dropout = self.attention_dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=there_BT[:, None, None, :], dropout_p=dropout)
         return self.out(y.transpose(1, 2).flatten(2))
@@ -127,15 +129,6 @@ def _sinusoids(places: int, width: int) -> Tensor:
     """(places, width), as Vaswani et al. 2017 but sines first, then cosines; scaled to the embeddings' deviation."""
     angle = torch.arange(places, dtype=torch.float32)[:, None] * _frequencies(width)
     return 0.1 * torch.cat([angle.sin(), angle.cos()], dim=1)
-
-
-def _turned(x_BHTK: Tensor) -> Tensor:
-    """Each pair (i, i + K/2) turned by its place times its frequency, so that scores depend on distances alone."""
-    place_T = torch.arange(x_BHTK.shape[2], dtype=torch.float32, device=x_BHTK.device)
-    angle = place_T[:, None] * _frequencies(x_BHTK.shape[3], x_BHTK.device)
-    cos, sin = angle.cos().to(x_BHTK.dtype), angle.sin().to(x_BHTK.dtype)
-    a, b = x_BHTK.chunk(2, dim=3)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=3)
 
 
 def _check(
