@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all lint format clean all
+.PHONY: help setup train test test-all lint format docs clean all
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r target text; do \
@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing torch (the largest download, a minute or more)"
 	@$(PIP) torch hatchling
 	@echo "installing frugal and what its options need"
-	@$(PIP) --no-build-isolation --editable ".[text,wandb,onnx,gpu,dev]"
+	@$(PIP) --no-build-isolation --editable ".[all,dev]"
 	@touch $@
 	@echo "installed"
 
@@ -47,6 +47,9 @@ lint: $(STAMP)  ## check style, formatting and types
 format: $(STAMP)  ## format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)  ## write docs/options.md anew from the comments of the options
+	@$(BIN)/python docs/generate.py
 
 clean:  ## remove .venv, caches and builds; logs and data stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

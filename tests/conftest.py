@@ -13,11 +13,16 @@ import pytest
 # Before torch is imported: two tests side by side on a small machine must not fight for its cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A developer's own key must never take test runs online; tests of the online path bring a server of their own.
-for variable in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
+for variable in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "MLFLOW_TRACKING_URI"):
     os.environ.pop(variable, None)
 os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", NETRC=os.devnull)
 
-MARKED_MODULES = {"wandb": ("wandb",), "onnx": ("onnx", "onnxruntime", "onnxscript")}
+MARKED_MODULES = {
+    "wandb": ("wandb",),
+    "tensorboard": ("tensorboard",),
+    "mlflow": ("mlflow", "pandas"),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

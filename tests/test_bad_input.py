@@ -300,8 +300,10 @@ def test_damaged_data(
 
     folder = tmp_path / "data" / "mnist"
     folder.mkdir(parents=True)
-    good = {n: idx((8, 28, 28) if "images" in n else (8,)) for n in MNIST.md5}
-    monkeypatch.setattr(MNIST, "md5", {n: hashlib.md5(b, usedforsecurity=False).hexdigest() for n, b in good.items()})
+    good = {n: idx((8, 28, 28) if "images" in n else (8,)) for n in MNIST.checksums}
+    monkeypatch.setattr(
+        MNIST, "checksums", {n: hashlib.md5(b, usedforsecurity=False).hexdigest() for n, b in good.items()}
+    )
     for n, content in good.items():
         (folder / n).write_bytes(content)
     path = folder / name

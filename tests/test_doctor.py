@@ -124,7 +124,7 @@ def test_mnist_files_absent_and_damaged(tmp_path: Path, monkeypatch: pytest.Monk
     (check,) = surroundings.mnist()
     assert check.status == "missing"
     (tmp_path / "mnist").mkdir()
-    for name in MNIST.md5:
+    for name in MNIST.checksums:
         (tmp_path / "mnist" / name).write_bytes(b"not what it says")
     (check,) = surroundings.mnist()
     assert check.status == "warn"

@@ -3,6 +3,7 @@ saved."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,4 +22,6 @@ def run(overrides: Sequence[str] = (), verb: str = "train") -> Record:
     """
     from frugal.job import run_overrides
 
-    return run_overrides(list(overrides), verb)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")  # in a notebook, of a bar that is not drawn
+        return run_overrides(list(overrides), verb)

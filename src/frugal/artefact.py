@@ -36,7 +36,7 @@ NEEDED = {  # dims without which text cannot be fed
     "text_classification": ("vocabulary", "classes", "max_length"),
     "language_modeling": ("vocabulary", "block_size"),
 }
-COUNTS = ("vocabulary", "classes", "max_length", "block_size")
+COUNTS = ("vocabulary", "classes", "outputs", "max_length", "block_size")
 IDS = ("separator", "space")
 MOST = 2**31 - 1  # of any of them
 
@@ -99,9 +99,12 @@ class Description:
         shape = dims.get("input_shape", [])
         if not isinstance(shape, list) or not all(_is_count(size, 1) for size in shape):
             return "dims.input_shape is no list of sizes"
-        for key in ("preprocess", "tokenizer") if self.task in NEEDED else ():
+        for key in ("preprocess", "tokenizer") if self.task in NEEDED else ("preprocess",):
             if not isinstance(state.get(key), dict):
                 return f"state.{key} is missing"
+        columns = state.get("feature_names")
+        if columns is not None and not (isinstance(columns, list) and all(isinstance(name, str) for name in columns)):
+            return "state.feature_names is no list of text"
         names = state.get("class_names")
         if names is not None:
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -38,11 +38,11 @@ from frugal.technique import STAGES, Technique
 # What a data module passes on: to the network (`dims`), and to the LightningModule (`facts`); never in a configuration.
 DIMS = {
     "classification": {"input_shape", "classes"},
-    "regression": {"input_shape"},
+    "regression": {"input_shape", "outputs"},
     "text_classification": {"vocabulary", "classes", "max_length", "space"},
     "language_modeling": {"vocabulary", "block_size", "separator"},
 }
-FACTS = frozenset({"token_bytes", "token_characters", "padded", "block_size"})
+FACTS = frozenset({"token_bytes", "token_characters", "padded", "block_size", "target_mean", "target_std"})
 
 
 def build_data(cfg: DictConfig, state: dict[str, Any] | None = None) -> DataModule:

@@ -182,6 +182,10 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str:
         prefix = f"{parent}." if parent else ""
         return f"{_given(key, overrides)}: {near.replace('did you mean ', f'did you mean {prefix}')}"
     first = deep.strip().splitlines()[0] if deep.strip() else text
+    wanted = re.search(r"could not be converted to (Integer|Float)|is not a valid (bool)", first)
+    if wanted:
+        kinds = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+        first = f"needs {kinds[wanted[1] or wanted[2]]}"
     return f"{_given(key, overrides)}: {first}" if key else first
 
 

@@ -68,7 +68,7 @@ class RunSettings:
     resume: Any = False  # true: this command's last run that was cut off; a run's folder: that run, extended
     weights: str = "last"  # which weights become the artefact: last or best
     monitor: str = "val/loss"  # "best" is by this metric
-    mode: str = "min"
+    mode: str = "min"  # whether less or more of it is better: min or max
     checkpoint_every_s: float = 60.0  # `last` is written this often inside an epoch; sooner where that is cheap
     checkpoint_every_steps: int | None = None  # and, when given, every so many optimizer steps
     target: float | None = None  # time to accuracy: seconds until target_metric first reaches this
@@ -79,23 +79,23 @@ class RunSettings:
 
 @dataclass
 class TrainerSettings:
-    accelerator: str = "auto"
-    devices: int = 1
-    precision: str = "32-true"
+    accelerator: str = "auto"  # cpu, gpu, mps, tpu, or auto: the best there is
+    devices: int = 1  # one, so far
+    precision: str = "32-true"  # of computing, and of the weights unless it is mixed
     max_epochs: int | None = 10
-    max_steps: int = -1
+    max_steps: int = -1  # optimizer steps after which training ends; -1: max_epochs decides
     check_val_every_n_epoch: int | None = 1
-    val_check_interval: Any = 1.0
-    limit_train_batches: Any = 1.0
+    val_check_interval: Any = 1.0  # validate after so many batches, or as 0.25 after such a share of an epoch
+    limit_train_batches: Any = 1.0  # of an epoch: so many batches, or as 0.1 a share of them
     limit_val_batches: Any = 1.0
     limit_test_batches: Any = 1.0
-    overfit_batches: Any = 0.0
-    gradient_clip_val: float | None = None
-    accumulate_grad_batches: int = 1
+    overfit_batches: Any = 0.0  # train and validate on the same few batches: so many, or a share
+    gradient_clip_val: float | None = None  # the largest norm of the gradient
+    accumulate_grad_batches: int = 1  # batches a step of the optimizer
     log_every_n_steps: int = 50
-    detect_anomaly: bool = False
-    deterministic: bool = True
-    num_sanity_val_steps: int = 0
+    detect_anomaly: bool = False  # stop where a gradient becomes NaN, and say in which operation; slow
+    deterministic: bool = True  # deterministic kernels where there are such
+    num_sanity_val_steps: int = 0  # batches to validate before training
     threads: int | None = None  # of torch inside an operation; null: by the step's size, see train.set_threads
 
 
@@ -180,10 +180,10 @@ class Predict:
 
     source: Any = None  # a run's folder, a checkpoint or an artefact
     prompt: str | None = None  # what a language model goes on from; null: the beginning of a document
-    input: str | None = None  # texts to classify: a .txt file (one a line), a .csv or .tsv file, or - for stdin
+    input: str | None = None  # what to predict for: a file, a folder of images, or - for stdin; see predict --help
     output: str | None = None  # a file; null: stdout
     format: str | None = None  # csv or jsonl; null: by the name of `output`, else csv
-    column: str = "text"  # of a table: the name of the column with the texts
+    column: str = "text"  # of a table of texts: the name of their column
     batch_size: int = 64
     threads: int | None = None
     seed: int = 0

@@ -96,7 +96,7 @@ def test_step_metrics_come_every_n_optimizer_steps() -> None:
     assert [row["epoch"] for _, row in rows] == [0, 0, 1, 1, 2, 2]
     assert module.reads == len(rows), "the loss is read when it is logged, not every step"
     for _, row in rows:
-        assert row["lr/1"] == pytest.approx(row["lr"] / 2)
+        assert row["lr_1"] == pytest.approx(row["lr"] / 2)
         assert row["throughput/samples_per_s"] > 0
         shares = [value for key, value in row.items() if key.startswith("ledger/")]
         assert sum(shares) == pytest.approx(1)

@@ -1,19 +1,19 @@
-"""Small stand-ins: a source whose samples carry their own number, MNIST's files in miniature, texts, a tokenizer."""
+"""Small stand-ins: a source whose samples carry their own number, public files in miniature, texts, a tokenizer."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from frugal.data.idx import IdxImages
 from frugal.data.mnist import MNIST
 from frugal.data.source import ArraySource, LabelledTexts, LabelledTextSource, Piece, Split, TextSource
 from frugal.tokenizer.base import Tokenizer
+from public_files import idx
 
 
 class Numbered(ArraySource):
@@ -45,16 +45,10 @@ def numbers(x) -> list[int]:
     return (x[:, 0, 0, 0].int() * 256 + x[:, 0, 0, 1].int()).tolist()
 
 
-def idx(array: np.ndarray) -> bytes:
-    """A gzipped idx file of bytes."""
-    head = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
-    return gzip.compress(head + array.astype(np.uint8).tobytes(), mtime=0)
-
-
 class Mini:
     """Four files like MNIST's with 30 and 10 images, their content, and a source that expects just these."""
 
-    def __init__(self) -> None:
+    def __init__(self, original: type[IdxImages] = MNIST) -> None:
         draw = np.random.Generator(np.random.PCG64(0))
         self.arrays = {
             "train-images-idx3-ubyte.gz": draw.integers(0, 256, (30, 28, 28), dtype=np.uint8),
@@ -63,15 +57,11 @@ class Mini:
             "t10k-labels-idx1-ubyte.gz": np.arange(10),
         }
         self.files = {name: idx(array) for name, array in self.arrays.items()}
-        checksums = {name: hashlib.md5(content).hexdigest() for name, content in self.files.items()}
-
-        class MiniMNIST(MNIST):
-            md5 = checksums
-
-        self.source, self.md5 = MiniMNIST, checksums
+        self.checksums = {name: hashlib.md5(content).hexdigest() for name, content in self.files.items()}
+        self.source = type("Mini" + original.__name__, (original,), {"checksums": self.checksums})
 
     def write(self, root: Path) -> Path:
-        folder = root / "mnist"
+        folder = root / self.source.folder
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
             (folder / name).write_bytes(content)

@@ -20,8 +20,9 @@ from frugal.data.datamodule import ArrayDataModule
 from frugal.data.digits import Digits
 from frugal.data.preprocess import Preprocess
 from frugal.data.sampler import BatchOrder
+from frugal.data.source import ArraySource, Split
 from frugal.data.split import holdout
-from frugal.errors import SettingsError
+from frugal.errors import DataError, SettingsError
 
 
 class Tiny(pl.LightningModule):
@@ -325,3 +326,51 @@ def test_two_ranks_share_each_batch_and_the_test_set(tmp_path):
             assert shares[0] + shares[1] == rows[: len(rows) // 2 * 2].tolist()
     assert sorted(rank["tested"] for rank in ranks) == [15, 16]
     assert ranks[0]["weights"] == ranks[1]["weights"]
+
+
+class Animals(ArraySource):
+    """Two tiny images a class, the class in their pixels; classes in whatever order is asked for."""
+
+    task = "classification"
+
+    def __init__(self, names: list[str]) -> None:
+        self.class_names = names
+        self.dropped = {"unreadable": 3}
+
+    def sha256(self) -> str:
+        return "animals"
+
+    def prepare(self) -> None:
+        pass
+
+    def load(self) -> dict[str, Split]:
+        kinds = [{"cat": 1, "dog": 2, "owl": 3}[name] for name in self.class_names or []] * 2
+        x = np.array(kinds, dtype=np.uint8).reshape(-1, 1, 1, 1)
+        y = np.arange(len(kinds)) % (len(kinds) // 2)
+        return {"train": Split(x, y), "test": Split(x, y)}
+
+
+def animals(names: list[str], known: list[str] | None = None) -> ArrayDataModule:
+    data = ArrayDataModule(Animals(names), Preprocess(), val_fraction=0.0)
+    if known is not None:
+        data.load_state_dict({"preprocess": {"mean": [0.0], "std": [1.0]}, "class_names": known})
+    data.setup()
+    return data
+
+
+def test_classes_are_numbered_as_a_trained_network_knows_them() -> None:
+    data = animals(["dog", "owl"], known=["owl", "cat", "dog"])
+    x, y = data.splits["train"]
+    assert [(int(a), int(b)) for a, b in zip(x.flatten(), y, strict=True)] == [(2, 2), (3, 0), (2, 2), (3, 0)]
+    assert data.dims()["classes"] == 3 and data.state_dict()["class_names"] == ["owl", "cat", "dog"]
+
+
+def test_a_class_that_the_network_does_not_know_is_refused() -> None:
+    with pytest.raises(DataError, match="not those that the network was trained on \\(dog\\)"):
+        animals(["cat", "dog"], known=["cat", "owl"])
+
+
+def test_what_was_dropped_and_cleaned_away_is_in_the_figures() -> None:
+    data = animals(["cat", "dog"])
+    assert data.figures() == {"samples": {"train": 4, "test": 4}, "dropped": {"unreadable": 3}}
+    assert data.state_dict()["class_names"] == ["cat", "dog"]

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from frugal.data import digits
+from frugal.data import embedded
 from frugal.data.digits import Digits
 from frugal.errors import DataError
 
@@ -62,7 +62,7 @@ def test_neither_torch_nor_scikit_learn_is_imported():
 
 
 def test_missing_scikit_learn_is_one_clear_line(monkeypatch):
-    monkeypatch.setattr(digits.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match="pip install scikit-learn") as caught:
         Digits().prepare()
     assert "\n" not in str(caught.value)

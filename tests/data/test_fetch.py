@@ -10,11 +10,14 @@ from collections import Counter
 
 import pytest
 
+from frugal.data.california_housing import CaliforniaHousing
+from frugal.data.cifar10 import CIFAR10
 from frugal.data.fetch import fetch
 from frugal.errors import DataError
+from public_files import cifar_batches, housing, tar_gz
 
 CONTENT = bytes(range(256)) * 800
-MD5 = hashlib.md5(CONTENT).hexdigest()
+MD5, SHA256 = hashlib.md5(CONTENT).hexdigest(), hashlib.sha256(CONTENT).hexdigest()
 NAME = "file.gz"
 REFUSED = "http://127.0.0.1:9/"  # the discard port: nobody listens
 
@@ -27,22 +30,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.asked[way] += 1
         if way == "gone":
             return self.send_error(404)
+        if way == "forbidden":
+            return self.send_error(403)
         if way == "silent":
             return self.server.release.wait(20)
         self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT)))
+        content = self.server.files[name]
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if way == "good" and name == NAME:
-            self.wfile.write(CONTENT)
+        if way == "good":
+            self.wfile.write(content)
         elif way == "altered":
-            self.wfile.write(CONTENT[:-1] + b"!")
+            self.wfile.write(content[:-1] + b"!")
         elif way == "truncated":
-            self.wfile.write(CONTENT[:1000])
+            self.wfile.write(content[: min(1000, len(content) // 2)])
         elif way == "stalled":
-            self.wfile.write(CONTENT[:1000])
+            self.wfile.write(content[:1000])
             self.server.release.wait(20)
         elif way == "trickle":
-            for byte in CONTENT[:200]:
+            for byte in content[:200]:
                 self.wfile.write(bytes([byte]))
                 self.wfile.flush()
                 if self.server.release.wait(0.1):
@@ -57,8 +63,9 @@ def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         running.daemon_threads, running.handle_error = True, lambda *_: None  # clients hang up on purpose
         running.asked, running.release = Counter(), threading.Event()
+        running.files = {NAME: CONTENT}
         running.url = lambda way: f"http://127.0.0.1:{running.server_port}/{way}/"
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield running
         running.release.set()
@@ -73,7 +80,46 @@ def test_a_good_mirror_gives_the_file_and_is_asked_once(server, tmp_path):
     assert (tmp_path / "new" / "folder" / NAME).stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("way", ["gone", "altered", "truncated", "stalled", "silent", "trickle", "refused"])
+def test_a_sha256_is_told_by_its_length(server, tmp_path):
+    fetch({NAME: SHA256}, tmp_path, [server.url("altered"), server.url("good")])
+    assert (tmp_path / NAME).read_bytes() == CONTENT
+    (tmp_path / NAME).write_bytes(b"mine")
+    with pytest.raises(DataError, match=f"expected sha256 {SHA256}, found {hashlib.sha256(b'mine').hexdigest()}"):
+        fetch({NAME: SHA256}, tmp_path, [server.url("good")])
+    with pytest.raises(DataError, match=f"expected sha256 {SHA256}, found"):
+        fetch({NAME: SHA256}, tmp_path / "new", [server.url("altered")])
+
+
+def test_behind_a_number_sign_the_name_is_not_sent(server, tmp_path):
+    server.files["5976036"] = CONTENT  # a store of numbered files
+    fetch({NAME: SHA256}, tmp_path, [server.url("good") + "5976036#"])
+    assert (tmp_path / NAME).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("original", "members"),
+    [(CIFAR10, cifar_batches(3)), (CaliforniaHousing, housing(40))],
+    ids=["md5", "sha256"],
+)
+def test_archives_come_whole_or_not_at_all(server, tmp_path, original, members):
+    (name, checksum) = next(iter(original.checksums.items()))
+    server.files[name] = tar_gz(members)
+    made = hashlib.md5 if len(checksum) == 32 else hashlib.sha256
+    fields = {"checksums": {name: made(server.files[name]).hexdigest()}, "batch": 3}
+    source = type("Mini", (original,), fields)
+    bad = [server.url(way) for way in ("forbidden", "truncated", "altered")]
+    with pytest.raises(DataError, match=r"403.*broke off.*altered"):
+        source(str(tmp_path), mirrors=bad).prepare()
+    assert not list(tmp_path.rglob("*.*gz"))
+    source = source(str(tmp_path), mirrors=[*bad, server.url("good")])
+    source.prepare()
+    assert [path.name for path in (tmp_path / original.folder).iterdir()] == [name]
+    assert len(source.load()["train"]) == {CIFAR10: 15, CaliforniaHousing: 32}[original]
+
+
+@pytest.mark.parametrize(
+    "way", ["gone", "forbidden", "altered", "truncated", "stalled", "silent", "trickle", "refused"]
+)
 def test_after_a_bad_mirror_comes_the_next(server, tmp_path, way):
     first = REFUSED if way == "refused" else server.url(way)
     begin = time.monotonic()
@@ -88,6 +134,7 @@ def test_after_a_bad_mirror_comes_the_next(server, tmp_path, way):
     ("way", "reason"),
     [
         ("gone", "404"),
+        ("forbidden", "403"),
         ("altered", "altered or cut short: expected md5 " + MD5),
         ("truncated", "broke off after 1,000 of 204,800 bytes"),
         ("stalled", "timed out"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
+import torch
 
-from frugal.data.mnist import MNIST, read_idx
+from frugal.data.datamodule import ArrayDataModule
+from frugal.data.mnist import MNIST
+from frugal.data.preprocess import Preprocess
 from frugal.errors import DataError
 
 TRAIN = "train-images-idx3-ubyte.gz"
@@ -37,7 +37,12 @@ def test_a_damaged_file_is_refused_and_left_alone(mini, tmp_path, damage, step):
     with pytest.raises(DataError) as caught:
         getattr(mini.source(str(tmp_path), mirrors=["http://127.0.0.1:9/"]), step)()
     line = str(caught.value)
-    assert str(folder / TRAIN) in line and mini.md5[TRAIN] in line and "delete it" in line and "paths.data_dir" in line
+    assert (
+        str(folder / TRAIN) in line
+        and mini.checksums[TRAIN] in line
+        and "delete it" in line
+        and "paths.data_dir" in line
+    )
     assert "\n" not in line
     assert (folder / TRAIN).read_bytes() == bad
 
@@ -60,26 +65,49 @@ def test_identity_needs_no_file_and_follows_the_checksums(mini):
     assert MNIST("nowhere").sha256() != mini.source("nowhere").sha256()
 
 
-@pytest.mark.parametrize("content", [b"", b"\0\0\x08\x01\0\0\0\x05abc", b"\0\0\x0d\x01\0\0\0\x01abcd"])
-def test_what_is_no_idx_file_of_bytes_is_refused(content):
-    import gzip
-
-    with pytest.raises(ValueError):
-        read_idx(gzip.compress(content))
-
-
 @pytest.mark.data
-@pytest.mark.skipif(
-    not Path(os.environ.get("FRUGAL_DATA_DIR", "nowhere"), "mnist", TRAIN).exists(),
-    reason="FRUGAL_DATA_DIR holds no mnist/",
-)
-def test_the_real_files():
-    source = MNIST(os.environ["FRUGAL_DATA_DIR"], mirrors=[])
+def test_the_real_files_from_the_folder_to_the_networks_input(data_dir):
+    if not (data_dir / "mnist" / TRAIN).exists():
+        pytest.skip("FRUGAL_DATA_DIR holds no mnist/")
+    source = MNIST(str(data_dir), mirrors=[])
     source.prepare()
     splits = source.load()
     assert splits["train"].x.shape == (60_000, 1, 28, 28) and splits["test"].x.shape == (10_000, 1, 28, 28)
     assert splits["train"].y[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert splits["test"].y[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     assert np.bincount(splits["test"].y).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert abs(splits["train"].x.mean() / 255 - 0.1307) < 1e-4  # the figure that everybody quotes
-    assert abs(splits["train"].x.std() / 255 - 0.3081) < 1e-4
+    assert splits["train"].x[0, 0, 14].tolist()[13:21] == [
+        81,
+        240,
+        253,
+        253,
+        119,
+        25,
+        0,
+        0,
+    ]  # the middle of the first 5
+
+    preprocess = Preprocess(duplicates=True)
+    source.load = lambda: splits  # unpacked once is enough
+    data = ArrayDataModule(source, preprocess, batch_size=100, eval_batch_size=5000)
+    data.setup()
+    assert preprocess.counts == {"train": {"duplicates": 0}}
+    assert data.figures()["samples"] == {"train": 54_000, "val": 6_000, "test": 10_000}
+    assert data.dims() == {"input_shape": (1, 28, 28), "classes": 10}
+    shares = np.bincount(splits["train"].y) / 10  # stratified, exact to one sample
+    assert np.abs(np.bincount(data.splits["val"][1]) - shares).max() < 1
+    assert preprocess.mean[0] / 255 == pytest.approx(0.1307, abs=1e-3)  # the figures that everybody quotes
+    assert preprocess.std[0] / 255 == pytest.approx(0.3081, abs=1e-3)
+
+    seen = []
+    for x, y in data.test_dataloader():
+        x, _ = data.on_after_batch_transfer((x, y), 0)
+        seen.append((x.double().sum(), x.double().square().sum(), y))
+    # the test images' own mean 0.1325 and deviation 0.3105, in units of the training images'
+    mean = float(sum(total for total, _, _ in seen)) / 7_840_000
+    square = float(sum(total for _, total, _ in seen)) / 7_840_000
+    assert mean == pytest.approx((0.1325 - 0.1307) / 0.3081, abs=2e-3)
+    assert (square - mean**2) ** 0.5 == pytest.approx(0.3105 / 0.3081, abs=2e-3)
+    assert np.concatenate([y for _, _, y in seen]).tolist() == splits["test"].y.tolist()
+    x, y = next(iter(data.train_dataloader()))
+    assert x.shape == (100, 1, 28, 28) and x.dtype == torch.uint8 and len(y.unique()) == 10

@@ -1,4 +1,4 @@
-"""Statistics and augmentation against plain loops and numpy."""
+"""Cleaning, statistics and augmentation against plain loops, numpy and values by hand."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from frugal.data.preprocess import Preprocess
+from frugal.data.source import Split
 from frugal.errors import DataError, SettingsError
 
 
@@ -118,12 +119,124 @@ def test_shifts_are_for_training_alone_and_follow_torchs_generator(images):
     assert torch.equal(preprocess(images, training=True), first) and not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("wrong", [{"per": "image"}, {"shift": -1}])
+@pytest.mark.parametrize("wrong", [{"per": "image"}, {"shift": -1}, {"broken": "mend"}])
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(SettingsError, match=f"preprocess.{next(iter(wrong))}="):
         Preprocess(**wrong)
 
 
-def test_shifting_features_is_refused():
-    with pytest.raises(SettingsError, match=r"preprocess\.shift"):
-        Preprocess(normalize=False, shift=1)(torch.ones(4, 3), training=True)
+@pytest.mark.parametrize("draw", [{"shift": 1}, {"flip": True}])
+def test_moving_and_mirroring_features_is_refused(draw):
+    with pytest.raises(SettingsError, match=rf"preprocess\.{next(iter(draw))}="):
+        Preprocess(normalize=False, **draw)(torch.ones(4, 3), training=True)
+
+
+# ------------------------------------------------------------------------------------------------------------ mirroring
+def test_about_half_of_the_training_images_are_mirrored_each_whole(images):
+    preprocess = Preprocess(normalize=False, flip=True)
+    assert preprocess.random
+    assert torch.equal(preprocess(images, training=False), images.float().mul(1 / 255))
+    out = preprocess(images, True, torch.Generator().manual_seed(1)).mul(255).round().to(torch.uint8)
+    mirrored = [torch.equal(a, torch.from_numpy(b.numpy()[..., ::-1].copy())) for a, b in zip(out, images, strict=True)]
+    same = [torch.equal(a, b) for a, b in zip(out, images, strict=True)]
+    assert all(a != b for a, b in zip(mirrored, same, strict=True)) and 300 < sum(mirrored) < 400
+    again = preprocess(images, True, torch.Generator().manual_seed(1)).mul(255).round().to(torch.uint8)
+    assert torch.equal(out, again)
+
+
+def test_shifts_draw_the_same_with_and_without_mirroring(images):
+    shifted = Preprocess(normalize=False, shift=2)(images, True, torch.Generator().manual_seed(2))
+    both = Preprocess(normalize=False, shift=2, flip=True)(images, True, torch.Generator().manual_seed(2))
+    for one, other in zip(shifted, both, strict=True):
+        assert torch.equal(one, other) or torch.equal(one.flip(2), other)
+    assert not torch.equal(shifted, both)
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+def table() -> dict[str, Split]:
+    """Columns a, b and one that never varies; in training a NaN, an infinite target, a copy, and one but for its y."""
+    nan, inf = float("nan"), float("inf")
+    train = [[1, 10, 5], [3, 10, 5], [1, nan, 5], [1, 10, 5], [5, 40, 5], [1, 10, 5], [9, 9, 9]]
+    test = [[1, 10, 5], [1, 10, 5], [inf, 0, 0]]
+    return {
+        "train": Split(np.array(train, np.float32), np.array([2, 4, 2, 2, 9, 3, inf], np.float32)),
+        "test": Split(np.array(test, np.float32), np.array([1, 1, 1], np.float32)),
+    }
+
+
+FEATURES = {"per": "feature", "duplicates": True, "broken": "drop", "target": True}
+
+
+def test_features_by_hand():
+    preprocess = Preprocess(**FEATURES)
+    splits = preprocess.clean(table(), ["a", "b", "c"])
+    # of the seven, the third and the last are broken, the fourth is the first again; copies in test stay
+    assert preprocess.counts == {"train": {"broken": 2, "duplicates": 1}, "test": {"broken": 1}}
+    assert splits["train"].x.tolist() == [[1, 10, 5], [3, 10, 5], [5, 40, 5], [1, 10, 5]]
+    assert splits["train"].y.tolist() == [2, 4, 9, 3] and len(splits["test"]) == 2
+    preprocess.fit(torch.from_numpy(splits["train"].x), torch.from_numpy(splits["train"].y))
+    # squares about the means: a 2.25 0.25 6.25 2.25; b 56.25 56.25 506.25 56.25; y 6.25 0.25 20.25 2.25
+    std = [2.75**0.5, 168.75**0.5]
+    np.testing.assert_allclose(preprocess.mean, [2.5, 17.5, 5])
+    np.testing.assert_allclose(preprocess.std, [*std, 0], atol=1e-12)
+    assert preprocess.target_mean == 4.5 and preprocess.target_std == pytest.approx(7.25**0.5)
+    x = torch.tensor([[5.0, 40, 5], [2.5, 17.5, 8]])
+    stored = x.clone()
+    for _ in range(2):  # the stored samples are not changed by it
+        out = preprocess(x, training=False)
+        np.testing.assert_allclose(out, [[2.5 / std[0], 22.5 / std[1], 0], [0, 0, 3]], rtol=1e-6)
+    assert torch.equal(x, stored)
+
+
+def test_the_targets_state_comes_along_and_may_be_absent():
+    preprocess, other = Preprocess(**FEATURES), Preprocess(**FEATURES)
+    preprocess.fit(torch.tensor([[1.0], [3.0]]), torch.tensor([10.0, 30.0]))
+    state = json.loads(json.dumps(preprocess.state_dict()))
+    assert state == {"mean": [2.0], "std": [1.0], "target_mean": 20.0, "target_std": 10.0}
+    other.load_state_dict(state)
+    assert other.state_dict() == state
+    other.load_state_dict({"mean": [2.0], "std": [1.0]})
+    assert (other.target_mean, other.target_std) == (0, 1) and other.fitted
+    assert "target_mean" not in Preprocess(per="feature").state_dict()
+
+
+def test_constant_targets_are_only_centred_and_classes_left_alone():
+    preprocess = Preprocess(target=True)
+    preprocess.fit(torch.tensor([[1.0], [3.0]]), torch.tensor([7.0, 7.0]))
+    assert (preprocess.target_mean, preprocess.target_std) == (7, 1)
+    preprocess.fit(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1]))
+    assert (preprocess.target_mean, preprocess.target_std) == (0, 1)
+
+
+def test_targets_alone_may_be_normalized():
+    preprocess = Preprocess(normalize=False, target=True)
+    assert not preprocess.fitted
+    preprocess.fit(torch.tensor([[1.0], [3.0]]), torch.tensor([10.0, 30.0]))
+    assert preprocess.fitted and preprocess.target_std == 10
+    assert preprocess(torch.tensor([[3.0]]), training=False).tolist() == [[3.0]]
+
+
+# ------------------------------------------------------------------------------------------------------------- cleaning
+def test_broken_samples_are_refused_by_row_and_column_or_kept():
+    with pytest.raises(DataError) as caught:
+        Preprocess().clean(table(), ["a", "b", "c"])
+    line = str(caught.value)
+    assert "train split, row 2 (of 7, from 0): column b is nan" in line and "preprocess.broken=drop" in line
+    assert "2 in this split" in line and "\n" not in line
+    sound = table()
+    sound["train"] = Split(sound["train"].x[:2], sound["train"].y[:2])
+    with pytest.raises(DataError, match=r"test split, row 2 .*column 0 is inf"):
+        Preprocess().clean(sound)
+    kept = Preprocess(broken="keep")
+    assert len(kept.clean(table())["train"]) == 7 and kept.counts == {}
+
+
+def test_what_was_looked_for_is_counted_also_where_there_is_none():
+    splits = {name: Split(np.arange(4, dtype=np.float32)[:, None], np.arange(4)) for name in ("train", "val", "test")}
+    preprocess = Preprocess(duplicates=True)
+    assert preprocess.clean(splits) == splits
+    assert preprocess.counts == {"train": {"broken": 0, "duplicates": 0}, "val": {"broken": 0}, "test": {"broken": 0}}
+    pixels = {name: Split(np.zeros((4, 1, 2, 2), np.uint8), np.arange(4) // 2) for name in ("train", "test")}
+    assert len(preprocess.clean(pixels)["train"]) == 2 and preprocess.counts == {"train": {"duplicates": 2}}
+    plain = Preprocess()
+    assert plain.clean(pixels) == pixels and plain.counts == {}  # bytes cannot be broken

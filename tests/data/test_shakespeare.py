@@ -15,7 +15,7 @@ TEXT = "ROMEO:\nO, é!\n" * 7 + "end"
 
 
 class Mini(Shakespeare):
-    md5 = {"input.txt": hashlib.md5(TEXT.encode()).hexdigest()}
+    checksums = {"input.txt": hashlib.md5(TEXT.encode()).hexdigest()}
 
 
 @pytest.fixture

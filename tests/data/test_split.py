@@ -1,11 +1,12 @@
-"""Validation is cut stratified, by seed, and exact to a sample."""
+"""What is held out is cut stratified, by seed, exact to a sample, and never apart from its copies."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from frugal.data.split import holdout
+from frugal.data.source import Split
+from frugal.data.split import cut_test, holdout, holdout_copies
 from frugal.errors import SettingsError
 
 
@@ -41,3 +42,28 @@ def test_nothing_and_nonsense():
     for fraction in (1.0, -0.1, 3):
         with pytest.raises(SettingsError, match=r"data\.val_fraction"):
             holdout(np.arange(9), fraction, 0)
+
+
+def test_copies_of_a_row_or_a_text_stay_together():
+    draw = np.random.Generator(np.random.PCG64(0))
+    number = draw.integers(0, 40, 100)  # which of 40 rows each sample is
+    rows = draw.normal(size=(40, 2, 3)).astype(np.float32)[number]
+    y = number % 4
+    by_row = holdout_copies(rows, y, 0.25, 3)
+    assert {len(set(by_row[number == n])) for n in set(number)} == {1}
+    assert len(set(number[by_row])) == round(len(set(number)) * 0.25)
+    np.testing.assert_array_equal(by_row, holdout_copies([f"text {n}" for n in number], y, 0.25, 3))
+
+
+def test_without_copies_it_is_the_plain_holdout():
+    y = np.arange(60) % 3
+    np.testing.assert_array_equal(holdout_copies(np.arange(60.0)[:, None], y, 0.2, 1), holdout(y, 0.2, 1))
+
+
+def test_a_test_split_is_cut_row_by_row():
+    x = np.arange(50, dtype=np.float32)[:, None]
+    splits = cut_test(Split(x, x[:, 0] * 2), 0.2, seed=0)
+    assert (len(splits["train"]), len(splits["test"])) == (40, 10)
+    assert sorted(np.concatenate([s.x[:, 0] for s in splits.values()])) == list(range(50))
+    for split in splits.values():
+        np.testing.assert_array_equal(split.y, split.x[:, 0] * 2)

@@ -20,7 +20,7 @@ FILES = {
 
 
 class Mini(SST2):
-    md5 = {name: hashlib.md5(text.encode()).hexdigest() for name, text in FILES.items()}
+    checksums = {name: hashlib.md5(text.encode()).hexdigest() for name, text in FILES.items()}
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def archive(members: dict[str, str]) -> bytes:
 
 def mini(content: bytes):
     class Mini(WikiText2):
-        md5 = {ARCHIVE: hashlib.md5(content).hexdigest()}
+        checksums = {ARCHIVE: hashlib.md5(content).hexdigest()}
 
     return Mini
 

@@ -12,6 +12,8 @@ from frugal.errors import SettingsError
 from frugal.models.activations import activation_module
 from frugal.models.lenet5 import LeNet5
 from frugal.models.lenet_300_100 import LeNet300100
+from frugal.models.linear import Linear
+from frugal.models.mlp import MLP
 from frugal.models.simple_net import SimpleNet
 
 MNIST = (1, 28, 28)
@@ -23,8 +25,10 @@ MNIST = (1, 28, 28)
         (SimpleNet(MNIST, 10), 784 * 256 + 256 + 256 * 128 + 128 + 128 * 10 + 10),
         (LeNet300100(MNIST, 10), 266_610),
         (LeNet5(MNIST, 10), 431_080),
+        (Linear(MNIST, 10), 7_850),
+        (MLP(MNIST, 10), 784 * 64 + 64 + 64 * 64 + 64 + 64 * 10 + 10),
     ],
-    ids=["simple_net", "lenet_300_100", "lenet5"],
+    ids=["simple_net", "lenet_300_100", "lenet5", "linear", "mlp"],
 )
 def test_parameters_and_output_shape(network: nn.Module, parameters: int) -> None:
     assert sum(p.numel() for p in network.parameters()) == parameters

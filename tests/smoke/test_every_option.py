@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import re
 import shlex
-import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +13,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import frugal
 from command import TINY, inside
 from frugal import settings
 from frugal.compose import compose
+from frugal.data.california_housing import CaliforniaHousing
+from frugal.data.cifar10 import CIFAR10
+from frugal.data.fashion_mnist import FashionMNIST
+from frugal.data.idx import IdxImages
 from frugal.data.mnist import MNIST
 from frugal.data.shakespeare import Shakespeare
 from frugal.data.sst2 import SST2
 from frugal.data.wikitext2 import WikiText2
 from frugal.measure.latency import LEVELS
 from frugal.record import Record
+from public_files import cifar_batches, housing, idx, tar_gz
 
 SHIPPED = Path(__file__).parents[2] / "configs"
 FILES = sorted(SHIPPED.rglob("*.yaml"))
@@ -44,8 +48,11 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with small stand-ins for all that is fetched, checked by their own sums, and files of the user's."""
     folder = tmp_path / "data"
     monkeypatch.setenv("FRUGAL_DATA_DIR", str(folder))
-    few_images(folder / "mnist", monkeypatch)
+    few_images(folder, MNIST, monkeypatch)
+    few_images(folder, FashionMNIST, monkeypatch)
+    few_archives(folder, monkeypatch)
     few_words(folder, monkeypatch)
+    few_of_ones_own()
     return folder
 
 
@@ -68,23 +75,49 @@ def few_words(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, content in files.items():
             (folder / source.folder / name).write_bytes(content)
         sums = {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in files.items()}
-        monkeypatch.setattr(source, "md5", sums)
+        monkeypatch.setattr(source, "checksums", sums)
     Path("book.txt").write_text(play)
     rows = "".join(f'"{text}",{label}\n' for text, label in reviews)
     Path("reviews.csv").write_text("text,label\n" + rows)
 
 
-def few_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MNIST's four files with 200 and 50 images."""
-    folder.mkdir(parents=True)
+def few_of_ones_own() -> None:
+    """Images in two folders and a file that is none, and arrays with text for labels."""
+    draw = np.random.Generator(np.random.PCG64(0))
+    for name in ("cats", "dogs"):
+        Path("photos", name).mkdir(parents=True)
+        for i in range(10):
+            image = Image.fromarray(draw.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+            image.save(Path("photos", name, f"{i}.png"))
+    Path("photos", "cats", "broken.png").write_bytes(b"\x89PNG")
+    labels = np.array(["cat", "dog"])[np.arange(40) % 2]
+    np.savez("mine.npz", x=draw.integers(0, 256, (40, 9, 8), dtype=np.uint8), y=labels)
+
+
+def few_images(folder: Path, source: type[IdxImages], monkeypatch: pytest.MonkeyPatch) -> None:
+    """MNIST's four files, or of its form, with 200 images, one of them twice, and 50."""
+    (folder / source.folder).mkdir(parents=True)
     draw, sums = np.random.Generator(np.random.PCG64(0)), {}
     for prefix, count in (("train", 200), ("t10k", 50)):
         images, labels = draw.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count, dtype=np.uint8) % 10
+        images[count - 1] = images[count - 11]
         for name, array in ((f"{prefix}-images-idx3-ubyte.gz", images), (f"{prefix}-labels-idx1-ubyte.gz", labels)):
-            head = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
-            (folder / name).write_bytes(gzip.compress(head + array.tobytes(), mtime=0))
-            sums[name] = hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
-    monkeypatch.setattr(MNIST, "md5", sums)
+            content = idx(array)
+            (folder / source.folder / name).write_bytes(content)
+            sums[name] = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(source, "checksums", sums)
+
+
+def few_archives(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CIFAR-10 with 20 images a file, and 300 blocks of California housing, one of which lies nowhere."""
+    blocks = {name: re.sub(rb"[^,]+(?=,)", b"nan", content, count=1) for name, content in housing(300).items()}
+    monkeypatch.setattr(CIFAR10, "batch", 20)
+    for source, members in ((CIFAR10, cifar_batches(20)), (CaliforniaHousing, blocks)):
+        (folder / source.folder).mkdir()
+        (name,) = source.checksums
+        (folder / source.folder / name).write_bytes(tar_gz(members))
+        checksum = hashlib.md5((folder / source.folder / name).read_bytes(), usedforsecurity=False).hexdigest()
+        monkeypatch.setattr(source, "checksums", {name: checksum})
 
 
 # ----------------------------------------------------------------------------------------------------------- its effect
@@ -127,7 +160,34 @@ EFFECTS: dict[str, Callable[[Record, Path], bool]] = {
     "model=simple_net": parameters(235_146),
     "model=lenet_300_100": parameters(266_610),
     "model=lenet5": parameters(431_080),
+    "model=resnet20": parameters(269_434),  # one channel of input instead of three
+    "model=linear": parameters(11),
+    "model=mlp": parameters(10 * 64 + 64 + 64 * 64 + 64 + 64 + 1),
+    "trainer=full_batch": lambda record, folder: record.config["trainer"]["check_val_every_n_epoch"] == 50,
+    "callbacks=ema": lambda record, folder: (
+        "averaging_state" in torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    ),
+    "optim=heavy_ball": lambda record, folder: optimizer(folder)["param_groups"][0]["lr"] == 0.2,
     "data=mnist": lambda record, folder: record.config["data"]["source"]["_target_"].endswith("MNIST"),
+    "data=fashion_mnist": lambda record, folder: "Ankle boot" in (folder / "confusion.csv").read_text(),
+    "data=cifar10": lambda record, folder: (
+        record.data["samples"] == {"train": 90, "val": 10, "test": 20} and record.size.parameters == 269_722
+    ),
+    "data=diabetes": lambda record, folder: (
+        record.data["cleaning"]["train"] == {"broken": 0, "duplicates": 0} and record.size.parameters == 11
+    ),
+    "data=california_housing": lambda record, folder: (
+        sum(record.data["samples"].values()) == 299 and "test/rmse" in record.quality
+    ),
+    "data=image_folder": lambda record, folder: (
+        record.data["samples"] == {"train": 14, "val": 2, "test": 4}
+        and record.data["dropped"] == {"broken_images": 1}
+        and (folder / "confusion.csv").read_text().startswith("true,cats,dogs")
+    ),
+    "data=array_file": lambda record, folder: (
+        record.data["samples"] == {"train": 29, "val": 3, "test": 8}
+        and (folder / "confusion.csv").read_text().startswith("true,cat,dog")
+    ),
     "model=gpt": lambda record, folder: "test/bits_per_character" in record.quality,
     "model=gpt_mini": lambda record, folder: record.config["model"]["network"]["activation"] == "relu2",
     "model=gpt2": lambda record, folder: record.config["model"]["network"]["bias"] is True,
@@ -161,6 +221,11 @@ EFFECTS: dict[str, Callable[[Record, Path], bool]] = {
     "schedule=wsd": lambda record, folder: falls(folder),
     "preprocess=none": lambda record, folder: record.config["preprocess"]["normalize"] is False,
     "preprocess=shifts": lambda record, folder: record.config["preprocess"]["shift"] == 2,
+    "preprocess=crops": lambda record, folder: record.config["preprocess"]["flip"] is True,
+    "preprocess=images": lambda record, folder: record.data["cleaning"] == {"train": {"duplicates": 1}},
+    "preprocess=features": lambda record, folder: (
+        sum(counts["broken"] for counts in record.data["cleaning"].values()) == 1
+    ),
     "callbacks=early_stopping": lambda record, folder: record.run.steps_executed < 300,
     "debug=one_batch": lambda record, folder: record.run.steps_executed == 1,
     "debug=overfit": lambda record, folder: record.quality["train/accuracy"] > 0.9,
@@ -174,6 +239,13 @@ EFFECTS: dict[str, Callable[[Record, Path], bool]] = {
     "logger=wandb": lambda record, folder: (
         (folder / "metrics.csv").is_file() and bool(list(folder.rglob("run-*.wandb")))
     ),
+    "logger=tensorboard": lambda record, folder: bool(list(folder.glob("events.out.tfevents.*"))),
+    "logger=mlflow": lambda record, folder: (
+        bool(list(folder.parents[1].glob("mlruns/*/*/metrics/test/loss"))) and (folder / "mlflow.json").is_file()
+    ),
+    "logger=many": lambda record, folder: all(
+        list(folder.rglob(name)) for name in ("metrics.csv", "events.out.tfevents.*", "mlflow.json", "run-*.wandb")
+    ),
 }
 GPT_SIZE = [f"model.network.{word}" for word in ("layers=1", "heads=2", "width=16")]
 BLOCKS = ["data.batch_size=4", "data.block_size=16", "data.eval_batch_size=16"]
@@ -184,6 +256,8 @@ BESIDE = {
     "model=gpt_mini": LANGUAGE,
     "model=gpt2": LANGUAGE,
     "model=ngram": ["data=shakespeare", "data.batch_size=4", "trainer.limit_train_batches=1.0"],
+    "model=linear": ["data=diabetes"],
+    "model=mlp": ["data=diabetes"],
     "model=bag_of_ngrams": ["data=sst2"],
     "model=text_cnn": ["data=sst2"],
     "model=text_encoder": ["data=sst2"],
@@ -192,11 +266,17 @@ BESIDE = {
     "data=wikitext2": [*BLOCKS, *GPT_SIZE],
     "data=text_file": ["data.source.path=book.txt", *BLOCKS, *GPT_SIZE],
     "data=csv_text": ["data.source.path=reviews.csv"],
+    "data=image_folder": ["data.source.path=photos"],
+    "data=array_file": ["data.source.path=mine.npz"],
     "tokenizer=characters": LANGUAGE,
     "tokenizer=bytes": LANGUAGE,
     "tokenizer=bpe": [*LANGUAGE, "tokenizer.vocabulary=300"],
     "tokenizer=words": ["data=sst2"],
     "preprocess=text": LANGUAGE,
+    "preprocess=crops": ["data=cifar10", "data.batch_size=8", "model.network.blocks=1"],
+    "preprocess=images": ["data=mnist"],
+    "preprocess=features": ["data=california_housing"],
+    "data=cifar10": ["data.batch_size=8"],
     "curriculum=length_warmup": LANGUAGE,
     "optim=muon": LANGUAGE,
     "optim=nanogpt": LANGUAGE,
@@ -208,6 +288,9 @@ BESIDE = {
 SHORT = ["measure=none", "trainer.max_epochs=1", "trainer.limit_train_batches=8", "trainer.log_every_n_steps=1"]
 MARKS = {
     "logger=wandb": [pytest.mark.wandb],
+    "logger=tensorboard": [pytest.mark.tensorboard],
+    "logger=mlflow": [pytest.mark.mlflow],
+    "logger=many": [pytest.mark.wandb, pytest.mark.tensorboard, pytest.mark.mlflow],
     "measure=standard": [pytest.mark.slow, pytest.mark.onnx],
     "measure=thorough": [pytest.mark.slow, pytest.mark.onnx],
 }

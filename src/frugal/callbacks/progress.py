@@ -178,7 +178,7 @@ class StepMetrics(Lean):
 
     They go to `trainer.loggers` directly: `self.log` costs some 400 µs a step even where nothing is written.
 
-    `train/loss_step`, `lr` (`lr/1` for a second group of parameters), `throughput/samples_per_s` of the last window
+    `train/loss_step`, `lr` (`lr_1` for a second group of parameters), `throughput/samples_per_s` of the last window
     (of text `tokens_per_s` too),
     `ledger/<bucket>` as shares of the wall time so far, `memory/private_bytes` (Linux), `memory/gpu_allocated_bytes`.
     """
@@ -202,7 +202,7 @@ class StepMetrics(Lean):
             metrics["train/loss_step"] = float(loss)
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         for index, group in enumerate(groups):
-            metrics[f"lr/{index}" if index else "lr"] = float(group["lr"])
+            metrics[f"lr_{index}" if index else "lr"] = float(group["lr"])
         for callback in _callbacks(trainer):
             rate = getattr(callback, "last_samples_per_s", None)
             if rate is not None:

@@ -187,7 +187,7 @@ class CSVText(LabelledTextSource):
         if split != "train":
             return first == self._header
         others = {row[label].strip() for row in table[1:] if len(row) > label}
-        return first[label] not in others and not _is_number(first[label])
+        return first[label] not in others and not is_number(first[label])
 
     def _delimiter(self, path: Path, lines: list[str]) -> str:
         """The one that cuts most of the first rows into the same number of columns, two or more."""
@@ -209,11 +209,21 @@ class CSVText(LabelledTextSource):
 
 
 def parse(lines: list[str], delimiter: str, quote: str | None, counts: Counter[str]) -> list[list[str]]:
-    """The rows in `lines`, of any number of cells; empty ones are counted and left out.
+    """The rows in `lines`, of any number of cells; empty ones are counted and left out."""
+    table = []
+    for row in rows(lines, delimiter, quote):
+        if any(cell and not cell.isspace() for cell in row):
+            table.append(row)
+        else:
+            counts["empty_rows"] += 1
+    return table
+
+
+def rows(lines: list[str], delimiter: str, quote: str | None) -> Iterator[list[str]]:
+    """The rows in `lines`, of any number of cells, the empty ones too.
 
     A row whose quotation marks do not add up would swallow others: its first line is then taken alone, as it stands.
     """
-    table: list[list[str]] = []
     limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     begin = 0
     try:
@@ -224,13 +234,12 @@ def parse(lines: list[str], delimiter: str, quote: str | None, counts: Counter[s
             try:
                 for row in reader:
                     begin = offset + reader.line_num
-                    _append(table, row, counts)
+                    yield row
             except csv.Error:
-                _append(table, next(_reader(iter(lines[begin : begin + 1]), delimiter, quote, strict=False)), counts)
+                yield next(_reader(iter(lines[begin : begin + 1]), delimiter, quote, strict=False), [])
                 begin += 1
     finally:
         csv.field_size_limit(limit)
-    return table
 
 
 def _reader(lines: Iterator[str], delimiter: str, quote: str | None, strict: bool) -> Any:
@@ -239,14 +248,7 @@ def _reader(lines: Iterator[str], delimiter: str, quote: str | None, strict: boo
     return csv.reader(lines, delimiter=delimiter, quotechar=quote, strict=strict)
 
 
-def _append(table: list[list[str]], row: list[str], counts: Counter[str]) -> None:
-    if any(cell and not cell.isspace() for cell in row):
-        table.append(row)
-    else:
-        counts["empty_rows"] += 1
-
-
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:

@@ -9,6 +9,7 @@ floats of them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from frugal.data.preprocess import Preprocess
 from frugal.data.sampler import BatchOrder, permutation
 from frugal.data.source import ArraySource, Split
 from frugal.data.split import holdout
+from frugal.errors import DataError
 
 
 class ArrayDataModule(DataModule):
@@ -52,26 +54,55 @@ class ArrayDataModule(DataModule):
         """Load, cut validation from training, take the training split's statistics. Raises DataError."""
         if self.splits:
             return
-        loaded = self.source.load()
+        loaded = self.preprocess.clean(self.source.load(), self.source.feature_names)
+        numbers = self._new_numbers(self.class_names)
+        if numbers is not None:
+            loaded = {name: Split(split.x, numbers[split.y]) for name, split in loaded.items()}
+        self.class_names = self.class_names or self.source.class_names
+        for name, split in loaded.items():
+            if not len(split):
+                raise DataError(f"data.source: no sample is left in the {name} split of {self.source}")
         if "val" not in loaded and self.val_fraction:
             train = loaded["train"]
             held = holdout(train.y, self.val_fraction, self.split_seed)
             loaded |= {"train": Split(train.x[~held], train.y[~held]), "val": Split(train.x[held], train.y[held])}
         self.splits = {name: (torch.from_numpy(s.x), torch.from_numpy(s.y)) for name, s in loaded.items()}
+        self.batch_size = min(self.batch_size, len(loaded["train"]))  # a larger one asks for the whole split at once
         if not self.preprocess.fitted:
-            self.preprocess.fit(self.splits["train"][0])
+            self.preprocess.fit(*self.splits["train"])
 
     def dims(self) -> dict[str, Any]:
-        """What a network takes from the data: `input_shape` of one sample and, for classification, `classes`."""
+        """What a network takes from the data: `input_shape` of one sample and, for classification, `classes`; for
+        regression `outputs`, the numbers to predict of one."""
         self.setup()
         x, y = self.splits["train"]
         dims: dict[str, Any] = {"input_shape": tuple(x.shape[1:])}
-        if self.source.task == "classification":
+        if self.source.task == "regression":
+            dims["outputs"] = 1
+        elif self.class_names is not None:
+            dims["classes"] = len(self.class_names)
+        else:
             dims["classes"] = self.source.classes or int(y.max()) + 1
         return dims
 
+    def facts(self) -> dict[str, Any]:
+        """Of a regression, the training targets' mean and deviation, by which a network's output is to be scaled."""
+        if self.source.task != "regression":
+            return {}
+        self.setup()
+        state = self.preprocess.state_dict()
+        return {key: state[key] for key in ("target_mean", "target_std") if key in state}
+
+    def state_dict(self) -> dict[str, Any]:
+        names = {"class_names": self.class_names, "feature_names": self.source.feature_names}
+        return {**super().state_dict(), **{key: list(value) for key, value in names.items() if value is not None}}
+
     def figures(self) -> dict[str, Any]:
-        return {"samples": {name: len(y) for name, (_, y) in self.splits.items()}}
+        found = {"samples": {name: len(y) for name, (_, y) in self.splits.items()}}
+        for key, counts in (("cleaning", self.preprocess.counts), ("dropped", self.source.dropped)):
+            if counts:
+                found[key] = copy.deepcopy(dict(counts))
+        return found
 
     def example(self, samples: int, device: torch.device | str = "meta") -> Tensor:
         return torch.zeros(samples, *self.dims()["input_shape"], device=device)

@@ -1,19 +1,16 @@
-"""scikit-learn's 1,797 handwritten digits (UCI Optical Recognition of Handwritten Digits): no network needed.
-
-The file inside the installed package is read with numpy: importing scikit-learn itself would cost a second.
-"""
+"""scikit-learn's 1,797 handwritten digits (UCI Optical Recognition of Handwritten Digits): no network needed."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib.util
 import zlib
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 
+from frugal.data.embedded import embedded
 from frugal.data.source import ArraySource, Split
 from frugal.errors import DataError
 
@@ -67,9 +64,4 @@ class Digits(ArraySource):
 
     @staticmethod
     def _path() -> Path:
-        found = importlib.util.find_spec("sklearn")
-        for folder in (found.submodule_search_locations if found else None) or ():
-            path = Path(folder, "datasets", "data", "digits.csv.gz")
-            if path.is_file():
-                return path
-        raise DataError("data=digits reads datasets/data/digits.csv.gz of scikit-learn: run pip install scikit-learn")
+        return embedded("digits.csv.gz", "digits")

@@ -27,43 +27,53 @@ class Fetched:
     """
 
     folder: ClassVar[str]
-    md5: ClassVar[Mapping[str, str]]  # by file name
+    checksums: ClassVar[Mapping[str, str]]  # by file name: an md5 or, where none is published, a sha256
     public_mirrors: ClassVar[tuple[str, ...]]
     cut: ClassVar[str] = ""  # how splits are made of the files, where that is not theirs to say
 
     def __init__(self, root: str, mirrors: list[str] | None = None) -> None:
         self.root = root
         self.mirrors = list(self.public_mirrors) if mirrors is None else list(mirrors)
-        self.dropped: dict[str, int] = {}  # files that are what they should be hold nothing to drop
+        self.dropped: Any = {}  # counts by reason; files that are what they should be hold nothing to drop
 
     def sha256(self) -> str:
         # files are verified whenever they are read, so their checksums are their identity
-        listed = " ".join(f"{name}={md5}" for name, md5 in sorted(self.md5.items()))
+        listed = " ".join(f"{name}={checksum}" for name, checksum in sorted(self.checksums.items()))
         return hashlib.sha256(" ".join(filter(None, (self.folder, listed, self.cut))).encode()).hexdigest()
 
     def prepare(self) -> None:
-        fetch(self.md5, Path(self.root).expanduser() / self.folder, self.mirrors)
+        fetch(self.checksums, Path(self.root).expanduser() / self.folder, self.mirrors)
 
     def path(self, name: str) -> Path:
         return Path(self.root).expanduser() / self.folder / name
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises DataError."""
-        return read_verified(self.path(name), self.md5[name])
+        return read_verified(self.path(name), self.checksums[name])
 
 
-def read_verified(path: Path, md5: str) -> bytes:
-    """The bytes of `path` if they are what `md5` says; otherwise a DataError, and the file stays as it is."""
+def algorithm(checksum: str) -> str:
+    """What made a checksum, told by its length: md5 (32 digits) or sha256 (64)."""
+    return {32: "md5", 64: "sha256"}[len(checksum)]
+
+
+def _digest(checksum: str) -> hashlib._Hash:
+    return hashlib.new(algorithm(checksum), usedforsecurity=False)
+
+
+def read_verified(path: Path, checksum: str) -> bytes:
+    """The bytes of `path` if they are what `checksum` says; otherwise a DataError, and the file stays as it is."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: missing; {_way_out(path)}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {_way_out(path)}") from None
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != md5:
+    digest = _digest(checksum)
+    digest.update(content)
+    if digest.hexdigest() != checksum:
         raise DataError(
-            f"{path}: altered or cut short: expected md5 {md5}, found {found} ({len(content):,} bytes); "
+            f"{path}: {_altered(checksum, digest.hexdigest(), len(content))}; "
             "delete it and it is fetched anew, or set paths.data_dir (FRUGAL_DATA_DIR) to a folder with the right one"
         )
     return content
@@ -76,13 +86,14 @@ def fetch(
     connect_s: float = CONNECT_S,
     stall_s: float = STALL_S,
 ) -> None:
-    """Have all of `files` (name: md5) in `folder`: verify those that are there, fetch the others.
+    """Have all of `files` (name: checksum) in `folder`: verify those that are there, fetch the others.
 
-    Raises DataError in one line where a file is altered, or where no mirror gives what its md5 says.
+    A mirror is an address that a file's name is put behind. Raises DataError in one line where a file is altered, or
+    where no mirror gives what its checksum says.
     """
-    for name, md5 in files.items():
+    for name, checksum in files.items():
         if _there(folder / name):
-            read_verified(folder / name, md5)
+            read_verified(folder / name, checksum)
     missing = [name for name in files if not _there(folder / name)]
     if not missing:
         return
@@ -105,21 +116,24 @@ class _MirrorError(Exception):
 
 
 def _fetch_one(
-    mirror: str, name: str, md5: str, folder: Path, report: Report, connect_s: float, stall_s: float
+    mirror: str, name: str, checksum: str, folder: Path, report: Report, connect_s: float, stall_s: float
 ) -> None:
     # pooch writes to a temporary file in `folder`, verifies, then renames it
     import pooch
     import requests
 
     def download(url: str, output_file: str, _: Any) -> None:
-        found, size = _stream(url, output_file, report, connect_s, stall_s)
-        if found != md5:
-            raise _MirrorError(f"altered or cut short: expected md5 {md5}, found {found} ({size:,} bytes)")
+        digest = _digest(checksum)
+        size = _stream(url, output_file, digest, report, connect_s, stall_s)
+        if digest.hexdigest() != checksum:
+            raise _MirrorError(_altered(checksum, digest.hexdigest(), size))
 
     pooch.get_logger().setLevel("WARNING")
     url = mirror.rstrip("/") + "/" + name
     try:
-        pooch.retrieve(url, known_hash=f"md5:{md5}", fname=name, path=folder, downloader=download)
+        pooch.retrieve(
+            url, known_hash=f"{algorithm(checksum)}:{checksum}", fname=name, path=folder, downloader=download
+        )
         os.chmod(folder / name, 0o644)  # a temporary file is its maker's alone
     except requests.HTTPError as error:
         raise _MirrorError(str(error).split(" for url")[0]) from None
@@ -135,12 +149,12 @@ def _fetch_one(
         ) from None
 
 
-def _stream(url: str, output_file: str, report: Report, connect_s: float, stall_s: float) -> tuple[str, int]:
-    """Write what `url` gives to `output_file`; its md5 and size in bytes."""
+def _stream(url: str, output_file: str, digest: hashlib._Hash, report: Report, connect_s: float, stall_s: float) -> int:
+    """Write what `url` gives to `output_file` and into `digest`; its size in bytes."""
     import requests
     import urllib3
 
-    digest, size = hashlib.md5(usedforsecurity=False), 0
+    size = 0
     # identity: the bytes as stored, since it is their checksum that is known
     headers = {"Accept-Encoding": "identity"}
     with requests.get(url, stream=True, timeout=(connect_s, stall_s), headers=headers) as response:
@@ -170,7 +184,7 @@ def _stream(url: str, output_file: str, report: Report, connect_s: float, stall_
                     window, received = time.monotonic(), 0
     if size < total:
         raise _MirrorError(f"broke off after {size:,} of {total:,} bytes")
-    return digest.hexdigest(), size
+    return size
 
 
 class _Bar:
@@ -198,6 +212,10 @@ class _Bar:
             return lambda size, total: None
         progress, task = self._progress, self._progress.add_task(f"{name} from {host}", total=None)
         return lambda size, total: progress.update(task, completed=size, total=total or None)
+
+
+def _altered(checksum: str, found: str, size: int) -> str:
+    return f"altered or cut short: expected {algorithm(checksum)} {checksum}, found {found} ({size:,} bytes)"
 
 
 def _there(path: Path) -> bool:

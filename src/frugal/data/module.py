@@ -92,14 +92,31 @@ class DataModule(pl.LightningDataModule, ABC):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what another one learnt of its training split. Raises DataError where text was encoded otherwise."""
+        """Take what another one learnt of its training split. Raises DataError where text was encoded or classes were
+        numbered otherwise."""
         self.preprocess.load_state_dict(state_dict["preprocess"])
+        known = state_dict.get("class_names")
+        if self.splits and self._new_numbers(known) is not None:
+            raise DataError("the checkpoint was trained on classes in another order than this data has them in")
+        self.class_names = known or self.class_names
         if self.tokenizer is None:
             return
         before = self.tokenizer.sha256() if self.splits else None
         self.tokenizer.load_state_dict(state_dict["tokenizer"])
         if before not in (None, self.tokenizer.sha256()):
             raise DataError("the checkpoint was trained with another tokenizer than this data is encoded with")
+
+    def _new_numbers(self, known: list[str] | None) -> np.ndarray | None:
+        """The label that each of the source's classes has in a list `known` to a trained network; None where they are
+        the same, or have no names. Raises DataError for a class that is not in it."""
+        names = getattr(self.source, "class_names", None)
+        if known is None or names is None or known == names:
+            return None
+        strangers = [name for name in names if name not in known]
+        if strangers:
+            shown = ", ".join(strangers[:3])
+            raise DataError(f"data.source: its classes are not those that the network was trained on ({shown})")
+        return np.array([known.index(name) for name in names], dtype=np.int64)
 
     # ------------------------------------------------------------------------------------------------------- loaders
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:

@@ -19,7 +19,7 @@ class Shakespeare(Fetched, TextSource):
     folder: ClassVar[str] = "tinyshakespeare"
     cut: ClassVar[str] = "train=0.9"
     # sha256 86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed
-    md5: ClassVar[Mapping[str, str]] = {"input.txt": "6fb458f1232090904fb40fe944165e91"}
+    checksums: ClassVar[Mapping[str, str]] = {"input.txt": "6fb458f1232090904fb40fe944165e91"}
     public_mirrors: ClassVar[tuple[str, ...]] = (
         "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/",
     )

@@ -8,8 +8,9 @@ language models) or `LabelledTextSource` (texts with a class each).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -78,6 +79,10 @@ class Source(ABC):
 
 class ArraySource(Source):
     """Images or tables that fit in memory; `task` is "classification" or "regression"."""
+
+    class_names: list[str] | None = None  # by label; where None, known after `load` at the latest
+    feature_names: list[str] | None = None  # of a table's columns
+    dropped: Mapping[str, int] = MappingProxyType({})  # samples that could not be read, by reason; filled by `load`
 
     @abstractmethod
     def load(self) -> dict[str, Split]:

@@ -1,4 +1,4 @@
-"""Cutting a validation split from the training split: seeded and, for classes, stratified."""
+"""Cutting a validation or test split from the training split: seeded and, for classes, stratified."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from frugal.data.array_cleaning import first_alike
 from frugal.data.sampler import permutation
+from frugal.data.source import Split
 from frugal.errors import SettingsError
 
 
@@ -32,9 +34,19 @@ def holdout(y: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return mask
 
 
-def holdout_copies(texts: Sequence[str], y: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """`holdout` with all copies of a text on the same side, or training would see what is tested on."""
-    numbers: dict[str, int] = {}
-    number = np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
-    _, first = np.unique(number, return_index=True)
+def holdout_copies(samples: Sequence[str] | np.ndarray, y: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """`holdout` with all copies of a text, or of a row of an array (N, ...), on the same side: or training would see
+    what is tested on. The fraction is that of the samples that differ."""
+    if isinstance(samples, np.ndarray):
+        alike = first_alike(samples)
+    else:
+        numbers: dict[str, int] = {}
+        alike = np.array([numbers.setdefault(text, len(numbers)) for text in samples], dtype=np.int64)
+    _, first, number = np.unique(alike, return_index=True, return_inverse=True)
     return holdout(y[first], fraction, seed)[number]
+
+
+def cut_test(whole: Split, fraction: float, seed: int) -> dict[str, Split]:
+    """The splits "train" and "test" of a data set that has none of its own; copies of a sample lie in the same."""
+    held = holdout_copies(whole.x, whole.y, fraction, seed)
+    return {"train": Split(whole.x[~held], whole.y[~held]), "test": Split(whole.x[held], whole.y[held])}

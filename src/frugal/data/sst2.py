@@ -26,7 +26,7 @@ class SST2(Fetched, LabelledTextSource):
     classes = 2
     class_names: list[str] | None = ["negative", "positive"]
     folder: ClassVar[str] = "sst2"
-    md5: ClassVar[Mapping[str, str]] = {
+    checksums: ClassVar[Mapping[str, str]] = {
         "train.tsv": "c6150a821d5effe356ec872c2b95855c",
         "dev.tsv": "3f2a9a844576f2b5a7aeeac2ccbab1c7",
         "test.tsv": "f8f49ee1b37ec68b0e8977fbe33761e2",

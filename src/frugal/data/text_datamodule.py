@@ -80,7 +80,10 @@ class TextDataModule(DataModule):
             if not len(split):
                 why = ", ".join(f"{key} {value}" for key, value in self.preprocess.counts.items() if value)
                 raise DataError(f"data.source: no text is left in the {name} split of {self.source} ({why})")
-        self._agree_on_classes(self.class_names, loaded)
+        numbers = self._new_numbers(self.class_names)
+        if numbers is not None:
+            loaded = {name: LabelledTexts(split.texts, numbers[split.y]) for name, split in loaded.items()}
+        self.class_names = self.class_names or self.source.class_names
         if "val" not in loaded and self.val_fraction:
             train = loaded["train"]
             held = holdout_copies(train.texts, train.y, self.val_fraction, self.split_seed)
@@ -148,28 +151,6 @@ class TextDataModule(DataModule):
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "class_names": self.class_names}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        if self.splits:
-            self._agree_on_classes(state_dict.get("class_names"), {})
-        else:
-            self.class_names = state_dict.get("class_names")
-
-    def _agree_on_classes(self, known: list[str] | None, loaded: dict[str, LabelledTexts]) -> None:
-        """Number the classes as those `known` to a trained network, where there are such. Raises DataError."""
-        names = self.source.class_names
-        if known is None or names is None or known == names:
-            self.class_names = known or names
-            return
-        strangers = [name for name in names if name not in known]
-        if strangers or not loaded:
-            shown = ", ".join(map(str, strangers[:3])) or "in another order"
-            raise DataError(f"data.source: its classes are not those that the network was trained on ({shown})")
-        numbers = np.array([known.index(name) for name in names], dtype=np.int64)
-        for split, texts in loaded.items():
-            loaded[split] = LabelledTexts(texts.texts, numbers[texts.y])
-        self.class_names = known
 
     def figures(self) -> dict[str, Any]:
         self.setup()

@@ -32,7 +32,7 @@ class WikiText2(Fetched, TextSource):
     splits: tuple[str, ...] = ("train", "val", "test")
     folder: ClassVar[str] = "wikitext2"
     # 4,721,645 bytes, sha256 ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11
-    md5: ClassVar[Mapping[str, str]] = {ARCHIVE: "f407a2d53283fc4a49bcff21bc5f3770"}
+    checksums: ClassVar[Mapping[str, str]] = {ARCHIVE: "f407a2d53283fc4a49bcff21bc5f3770"}
     public_mirrors: ClassVar[tuple[str, ...]] = (
         "https://huggingface.co/datasets/ggml-org/ci/resolve/main/",
         "https://wikitext.smerity.com/",  # the first author's own

@@ -21,6 +21,9 @@ FOUNDATIONS = ("torch", "lightning", "pytorch-lightning", "torchmetrics", "hydra
 # The distributions that each extra adds, and what is lost without it.
 EXTRAS = {
     "wandb": (("wandb",), "logger=wandb"),
+    "tensorboard": (("tensorboard",), "logger=tensorboard"),
+    "mlflow": (("mlflow-skinny",), "logger=mlflow"),
+    "text": (("tokenizers",), "tokenizer=bpe"),
     "onnx": (("onnx", "onnxruntime", "onnxscript"), "ONNX Runtime's latency and int8 artefacts"),
     "gpu": (("nvidia-ml-py",), "energy of NVIDIA GPUs"),
 }

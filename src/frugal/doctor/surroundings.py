@@ -71,18 +71,18 @@ def mnist() -> Iterator[Check]:
     from frugal.data.mnist import MNIST
 
     folder = Path(os.environ.get("FRUGAL_DATA_DIR", "data")).expanduser() / MNIST.folder
-    absent = [name for name in MNIST.md5 if not (folder / name).exists()]
+    absent = [name for name in MNIST.checksums if not (folder / name).exists()]
     if absent:
-        found = f"{len(absent)} of {len(MNIST.md5)} files are not in {folder}"
+        found = f"{len(absent)} of {len(MNIST.checksums)} files are not in {folder}"
         yield Check("data", "MNIST", "missing", found, "fetched when first used; offline: set FRUGAL_DATA_DIR")
         return
-    for name, md5 in MNIST.md5.items():
+    for name, checksum in MNIST.checksums.items():
         try:
-            read_verified(folder / name, md5)
+            read_verified(folder / name, checksum)
         except Exception as error:
             yield Check("data", "MNIST", "warn", one_line(error), f"delete {folder / name}; it is then fetched again")
             return
-    yield Check("data", "MNIST", "ok", f"{len(MNIST.md5)} files, checksums right")
+    yield Check("data", "MNIST", "ok", f"{len(MNIST.checksums)} files, checksums right")
 
 
 def wandb() -> Iterator[Check]:

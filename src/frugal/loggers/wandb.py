@@ -6,14 +6,13 @@ a wait of some seconds. Whatever W&B raises is said in one line, and the run goe
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import socket
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -21,7 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from frugal import console
 from frugal.errors import FrugalError
-from frugal.loggers.base import RunLogger, flatten_record
+from frugal.loggers.base import QuietLogger, flatten_record, one_line
 
 STEP = "trainer/global_step"  # the name that Lightning's own W&B logger gives to its step
 CONNECT_TIMEOUT_S = 5.0
@@ -29,7 +28,7 @@ INIT_TIMEOUT_S = 20.0
 FINISH_TIMEOUT_S = 60.0
 
 
-class WandB(RunLogger):
+class WandB(QuietLogger):
     """One W&B run for one run of Frugal, begun with the first metric.
 
     Args:
@@ -39,6 +38,8 @@ class WandB(RunLogger):
         mode: `auto` is online where a key is found, else offline; WANDB_MODE is followed where it is set.
         log_artifact: whether the tested network is handed to W&B as an artifact.
     """
+
+    title: ClassVar[str] = "W&B"
 
     def __init__(
         self,
@@ -72,8 +73,7 @@ class WandB(RunLogger):
             "dir": folder,
         }
         self._run: Any = None
-        self._quiet = False  # set for good by the first failure and by `close`
-        self._exit_code = 0
+        self._exit_code = 1  # until there is a record: what broke before the fit is not told to loggers
 
     @property
     def name(self) -> str:
@@ -116,11 +116,6 @@ class WandB(RunLogger):
     def log_artifact(self, path: Path) -> None:
         if self._artifact_wanted:
             self._do(lambda run: self._hand_over(run, Path(path)), f"{Path(path).name} cannot be logged")
-
-    def finalize(self, status: str) -> None:
-        """Lightning calls it after each fit and test, so W&B's run goes on until `close`."""
-        if status == "failed":
-            self._exit_code = 1
 
     @rank_zero_only
     def close(self) -> None:
@@ -200,14 +195,6 @@ class WandB(RunLogger):
             with self._going_quiet(what):
                 action(run)
 
-    @contextlib.contextmanager
-    def _going_quiet(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self._quiet = True
-            console.say(f"W&B: {what} ({_one_line(error)}); the run goes on without W&B")
-
 
 def has_key() -> bool:
     """Whether there is a key for W&B's server (environment, netrc file, a login). Never prompts, never connects."""
@@ -216,7 +203,7 @@ def has_key() -> bool:
     try:
         return bool(wandb.login(prompt=False, verify=False))
     except Exception as error:  # a key of the wrong length, for one
-        console.say(f"W&B: {_one_line(error)}")
+        console.say(f"W&B: {one_line(error)}")
         return False
 
 
@@ -226,7 +213,7 @@ _unreachable = False  # found out once a process: the jobs of a sweep do not wai
 def _offline_from_now_on(error: Exception) -> None:
     global _unreachable
     _unreachable = True
-    console.say(f"W&B: no connection ({_one_line(error)}); going on offline")
+    console.say(f"W&B: no connection ({one_line(error)}); going on offline")
 
 
 def _check_connection() -> None:
@@ -237,8 +224,3 @@ def _check_connection() -> None:
     if url.hostname and not getproxies().get(url.scheme):
         port = url.port or (80 if url.scheme == "http" else 443)
         socket.create_connection((url.hostname, port), timeout=CONNECT_TIMEOUT_S).close()
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text or type(error).__name__

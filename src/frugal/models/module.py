@@ -36,7 +36,8 @@ class Module(LightningModule, ABC):
     """
 
     network: nn.Module
-    sums: ClassVar[tuple[str, ...]] = ("loss",)  # added up over an epoch; each becomes the mean `<stage>/<name>`
+    # Added up over an epoch; each becomes the mean `<stage>/<name>`, but one that begins with _ is for `derived` alone.
+    sums: ClassVar[tuple[str, ...]] = ("loss",)
 
     def __init__(
         self, network: nn.Module, optimizer: MakeOptimizer | None = None, schedule: MakeSchedule | None = None
@@ -87,7 +88,7 @@ class Module(LightningModule, ABC):
 
     def logged_metrics(self) -> list[str]:
         """Names of all that is ever logged, so that a wrong name to monitor is refused before the training."""
-        return [f"{stage}/{name}" for stage in ("train", "val", "test") for name in self.sums]
+        return [f"{stage}/{name}" for stage in ("train", "val", "test") for name in self.sums if name[0] != "_"]
 
     # The steps.
 
@@ -133,7 +134,8 @@ class Module(LightningModule, ABC):
 
     def log_epoch(self, stage: str, sums: EpochMeans) -> None:
         means = sums.means(self._sum_over_ranks, self.device)
-        for name, value in {**means, **(self.derived(stage, means) if means else {})}.items():
+        shown = {name: value for name, value in means.items() if name[0] != "_"}
+        for name, value in {**shown, **(self.derived(stage, means) if means else {})}.items():
             # All ranks hold the same value already; sync_dist says so to Lightning, which would warn.
             self.log(f"{stage}/{name}", value, sync_dist=True, batch_size=1)
         sums.reset()

@@ -1,18 +1,13 @@
-"""SimpleNet: a perceptron with hidden layers of any number and width, 784-256-128-10 on MNIST by default."""
+"""SimpleNet: a perceptron for classes, 784-256-128-10 on MNIST by default."""
 
 from __future__ import annotations
 
-import math
-from itertools import pairwise
-
-from torch import Tensor, nn
-
-from frugal.errors import SettingsError
-from frugal.models.activations import Activation, activation_module
+from frugal.models.activations import Activation
+from frugal.models.mlp import MLP
 
 
-class SimpleNet(nn.Module):
-    """Flattens its input, (B, *input_shape) -> (B, classes); torch's own initialization."""
+class SimpleNet(MLP):
+    """(B, *input_shape) -> (B, classes)."""
 
     def __init__(
         self,
@@ -21,16 +16,4 @@ class SimpleNet(nn.Module):
         hidden: list[int] | tuple[int, ...] = (256, 128),
         activation: Activation = "relu",
     ) -> None:
-        super().__init__()
-        widths = [math.prod(input_shape), *hidden, classes]
-        if min(widths) < 1:
-            raise SettingsError(f"model.network.hidden={list(hidden)}: each width must be at least 1")
-        layers: list[nn.Module] = [nn.Flatten()]
-        for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
-            if i > 0:
-                layers.append(activation_module(activation))
-            layers.append(nn.Linear(fan_in, fan_out))
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        super().__init__(input_shape, classes, hidden, activation)
