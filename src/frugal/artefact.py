@@ -11,8 +11,8 @@ import inspect
 import json
 import pickle
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,17 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from frugal import settings
+from frugal.coding import container
+from frugal.coding.coder import CodingTechnique
+from frugal.coding.encoding import Encoding, attach, encodings_of
 from frugal.data.cleaning import Cleaning
+from frugal.deploy.onnx_network import OnnxNetwork, described
 from frugal.errors import FrugalError, RunError
 from frugal.models.lora import merge
-from frugal.paths import find_weights
+from frugal.paths import FORMATS, find_weights
+from frugal.pruning.masks import bake
 from frugal.record import write_atomic
+from frugal.technique import Technique
 from frugal.tokenizer.base import Tokenizer
 
 NEEDED = {  # dims without which text cannot be fed
@@ -39,6 +45,8 @@ NEEDED = {  # dims without which text cannot be fed
 COUNTS = ("vocabulary", "classes", "outputs", "max_length", "block_size")
 IDS = ("separator", "space")
 MOST = 2**31 - 1  # of any of them
+# Stages whose techniques keep something in the network's state while it is trained.
+IN_THE_STATE = ("pruning", "quantization")
 
 
 @dataclass
@@ -52,6 +60,9 @@ class Description:
         preprocess: the option's node.
         data: the data option's node, the default of an evaluation.
         state: what the data module learnt of the training split: statistics, a tokenizer's vocabulary.
+        techniques: of a checkpoint, the nodes of those that keep something of their own in the network's state (masks,
+            fake quantization), by stage; an artefact has weights as they act.
+        shapes: of weights that a technique made smaller than the model option says, by the module's name.
     """
 
     model: dict[str, Any]
@@ -61,6 +72,8 @@ class Description:
     data: dict[str, Any]
     tokenizer: dict[str, Any]
     state: dict[str, Any]
+    techniques: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shapes: dict[str, list[int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -71,6 +84,8 @@ class Description:
             "data": self.data,
             "tokenizer": self.tokenizer,
             "state": self.state,
+            **({"techniques": self.techniques} if self.techniques else {}),
+            **({"shapes": self.shapes} if self.shapes else {}),
         }
 
     @classmethod
@@ -78,7 +93,8 @@ class Description:
         nodes = ("model", "dims", "preprocess", "data", "tokenizer", "state")
         if not isinstance(plain, dict) or not all(isinstance(plain.get(key), dict) for key in nodes):
             raise RunError(f"{path}: does not say which network it holds; it was not written by Frugal")
-        description = cls(**{key: plain[key] for key in nodes}, task=str(plain.get("task")))
+        further = {key: plain[key] for key in ("techniques", "shapes") if key in plain}
+        description = cls(**{key: plain[key] for key in nodes}, task=str(plain.get("task")), **further)
         fault = description.fault()
         if fault:
             raise RunError(f"{path}: describes itself wrongly ({fault})")
@@ -102,6 +118,12 @@ class Description:
         for key in ("preprocess", "tokenizer") if self.task in NEEDED else ("preprocess",):
             if not isinstance(state.get(key), dict):
                 return f"state.{key} is missing"
+        if not isinstance(self.techniques, dict) or not set(self.techniques) <= set(IN_THE_STATE):
+            return f"techniques are not some of {', '.join(IN_THE_STATE)}"
+        if not isinstance(self.shapes, dict) or not all(
+            isinstance(sizes, list) and all(_is_count(size, 1) for size in sizes) for sizes in self.shapes.values()
+        ):
+            return "shapes are no lists of sizes"
         columns = state.get("feature_names")
         if columns is not None and not (isinstance(columns, list) and all(isinstance(name, str) for name in columns)):
             return "state.feature_names is no list of text"
@@ -139,7 +161,53 @@ def build_network(description: Description) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise RunError(f"model.network: a {type(network).__name__} is no network")
     add_adapters(network, description.model)
+    resize(network, description.shapes)
+    for stage, node in description.techniques.items():
+        technique = settings.instantiate(node, stage)
+        if not isinstance(technique, Technique):
+            raise RunError(f"{stage}: a {type(technique).__name__} is no technique")
+        technique.prepare(network)
     return network
+
+
+def resize(network: nn.Module, shapes: dict[str, list[int]]) -> None:
+    """Give the weights of modules, by name, other shapes: those that structured pruning left. Values mean nothing."""
+    for name, shape in shapes.items():
+        module = network.get_submodule(name)
+        for key, value in resized(module, shape).items():
+            setattr(module, key, value)
+
+
+def resized(module: nn.Module, shape: Sequence[int]) -> dict[str, Any]:
+    """The attributes with which a linear, convolution or normalization layer has a weight of this shape."""
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if not isinstance(weight, nn.Parameter) or weight.ndim != len(shape):
+        raise RunError(f"a {type(module).__name__} cannot have a weight of shape {list(shape)}")
+    found: dict[str, Any] = {"weight": nn.Parameter(weight.new_empty(*shape))}
+    if isinstance(bias, nn.Parameter):
+        found["bias"] = nn.Parameter(bias.new_empty(shape[0]))
+    if isinstance(module, nn.Linear):
+        found |= {"out_features": shape[0], "in_features": shape[1]}
+    elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        groups = module.groups if shape[1] == weight.shape[1] and module.groups > 1 else 1
+        groups = shape[0] if module.groups == module.in_channels > 1 else groups  # depthwise stays so
+        found |= {"out_channels": shape[0], "in_channels": shape[1] * groups, "groups": groups}
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        found["num_features"] = shape[0]
+        for key in ("running_mean", "running_var"):
+            if isinstance(getattr(module, key, None), Tensor):
+                found[key] = getattr(module, key).new_ones(shape[0])
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        found["normalized_shape"] = tuple(shape)
+    else:
+        raise RunError(f"a {type(module).__name__} cannot be resized")
+    return found
+
+
+def dense(description: Description) -> nn.Module:
+    """The network that the model option says, before any technique, with fresh weights: what compression is compared
+    with."""
+    return build_network(replace(description, techniques={}, shapes={})).eval()
 
 
 def add_adapters(network: nn.Module, model: dict[str, Any]) -> dict[str, Any]:
@@ -151,26 +219,104 @@ def add_adapters(network: nn.Module, model: dict[str, Any]) -> dict[str, Any]:
     return adapters.figures()
 
 
-def merged(description: Description) -> Description:
-    """The description of a network whose adapters were merged into its weights."""
-    return (
-        replace(description, model={**description.model, "lora": None})
-        if description.model.get("lora")
-        else description
-    )
+def finished(description: Description, network: nn.Module) -> Description:
+    """The description of a network whose adapters were merged into its weights and whose techniques have acted."""
+    model = {**description.model, "lora": None} if description.model.get("lora") else description.model
+    return replace(description, model=model, techniques={}, shapes=getattr(network, "frugal_shapes", {}))
 
 
-def write(network: nn.Module, description: Description, path: Path) -> None:
-    """Write the network's state to `path` (safetensors), whole or not at all."""
+def write(network: nn.Module, description: Description, path: Path, coding: CodingTechnique | None = None) -> Path:
+    """Write the network, whole or not at all, in place of another artefact of that name; the file's path.
+
+    The suffix is that of the format, whatever `path` has: ONNX where ONNX Runtime is the network, `.frugal` with a
+    `coding`, else safetensors. Weights that are whole numbers (`coding.encoding`) are written as such.
+    """
+    about = finished(description, network)
+    text = json.dumps(about.to_dict(), sort_keys=True)
+    encodings = encodings_of(network)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    # One metadata key: safetensors keeps them in a hash map, whose order would differ from run to run.
-    metadata = {"frugal": json.dumps(description.to_dict(), sort_keys=True)}
-    write_atomic(path, save(_without_shared(state), metadata=metadata))
+    if isinstance(network, OnnxNetwork):
+        path, content = path.with_suffix(".onnx"), described(network.content, text)
+    elif coding is not None:
+        path, content = path.with_suffix(".frugal"), coding.encode(state, encodings, text, _layout(text))
+    else:
+        # One metadata key: safetensors keeps them in a hash map, whose order would differ from run to run.
+        packed = _without_shared(state) | _packed(encodings)
+        path, content = path.with_suffix(".safetensors"), save(packed, metadata={"frugal": text})
+    write_atomic(path, content)
+    for other in FORMATS:
+        if other != path.suffix:
+            path.with_suffix(other).unlink(missing_ok=True)
+    return path
+
+
+def _layout(text: str) -> container.Layout | None:
+    """Names, shapes and types of the tensors of the network that a description says, without memory for them; None
+    where it cannot be built that way."""
+    try:
+        with torch.device("meta"), _NoDraws():
+            return container.layout_of(build_network(Description.from_dict(json.loads(text), Path("description"))))
+    except Exception:  # of anybody's code
+        return None
+
+
+_SMALLEST = ((2**7, torch.int8), (2**15, torch.int16), (2**31, torch.int32))
+
+
+def _packed(encodings: dict[str, Encoding]) -> dict[str, Tensor]:
+    """Tensors that stand for weights in a safetensors file: codes in the smallest type, two to a byte where they have
+    four bits, and scales and tables under the weight's name."""
+    found: dict[str, Tensor] = {}
+    for name, encoding in encodings.items():
+        codes = encoding.codes
+        low, high = (int(codes.min()), int(codes.max())) if codes.numel() else (0, 0)
+        if low >= -8 and high < 8:
+            flat = torch.nn.functional.pad(codes.flatten() + 8, (0, codes.numel() % 2)).to(torch.uint8)
+            found[name] = flat[0::2] * 16 + flat[1::2]
+        else:
+            dtype = next(dtype for bound, dtype in _SMALLEST if -bound <= low and high < bound)
+            found[name] = codes.to(dtype)
+        for key in ("scale", "table"):
+            if getattr(encoding, key) is not None:
+                found[f"{name}.{key}"] = getattr(encoding, key).contiguous()
+    return found
+
+
+def _unpacked(
+    state: dict[str, Tensor], layout: container.Layout | None, path: Path
+) -> tuple[dict[str, Tensor], dict[str, Encoding]]:
+    """A state with its weights as floats, and the codes they came from."""
+    encodings: dict[str, Encoding] = {}
+    for name in [name for name, tensor in state.items() if f"{name}.scale" in state or f"{name}.table" in state]:
+        codes = state[name]
+        if codes.dtype == torch.uint8:
+            shape = (layout or {}).get(name, ((), None))[0]
+            count = int(torch.tensor(shape).prod()) if shape else 0
+            flat = torch.stack((codes // 16, codes % 16), dim=1).flatten().to(torch.int32) - 8
+            if codes.ndim != 1 or not 0 <= len(flat) - count <= 1:
+                raise RunError(f"{path}: holds another network ({name} has {len(flat)} codes for {count} weights)")
+            codes = flat[:count].reshape(shape)
+        encoding = Encoding(codes.to(torch.int32), state.get(f"{name}.scale"), state.get(f"{name}.table"))
+        fault = encoding.fault()
+        if fault is not None:
+            raise RunError(f"{path}: {name} cannot be read ({fault})")
+        encodings[name] = encoding
+    aside = {f"{name}.{key}" for name in encodings for key in ("scale", "table")}
+    plain = {name: tensor for name, tensor in state.items() if name not in aside}
+    return plain | {name: encoding.decode() for name, encoding in encodings.items()}, encodings
+
+
+def plain_state(path: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint or an artefact as they act, by their plain names."""
+    state, plain = read(path)
+    return load(path)[0].state_dict() if plain.get("techniques") else state
 
 
 def load(path: Path) -> tuple[nn.Module, Description]:
     """Read a network from an artefact or a checkpoint. Raises RunError with one line for anything else."""
-    state, plain = read(path)
+    if path.suffix == ".onnx":
+        return _load_onnx(path)
+    state, plain, encodings = _read(path)
     description = Description.from_dict(plain, path)
     with crafted(path):
         with _no_larger_than(state, path):
@@ -181,7 +327,19 @@ def load(path: Path) -> tuple[nn.Module, Description]:
             network.to(dtype)
         load_state(network, state, path)
         merge(network)
-    return network.eval(), description
+        bake(network)
+        attach(network, encodings)
+        network.frugal_shapes = description.shapes  # type: ignore[assignment]
+    return network.eval(), replace(description, techniques={})
+
+
+def _load_onnx(path: Path) -> tuple[nn.Module, Description]:
+    network = OnnxNetwork(_content(path))
+    try:
+        plain = json.loads(network.description() or "null")
+    except ValueError:
+        plain = None
+    return network.eval(), Description.from_dict(plain, path)
 
 
 def text_parts(description: Description, path: Path) -> tuple[Cleaning, Tokenizer]:
@@ -267,16 +425,33 @@ def floating_dtype(tensors: Iterable[Tensor]) -> torch.dtype | None:
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State and plain description from an artefact or a checkpoint, without building anything."""
+    """State, weights as floats, and plain description from an artefact or a checkpoint. Raises RunError."""
+    state, plain, _ = _read(path)
+    return state, plain
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Encoding]]:
     path = find_weights(path)
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
-                plain = json.loads((file.metadata() or {}).get("frugal", "{}"))
+                text = (file.metadata() or {}).get("frugal", "{}")
+                plain = json.loads(text)
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return state, plain if isinstance(plain, dict) else {}
         except (SafetensorError, ValueError, RecursionError, OSError) as error:
             raise RunError(f"{path}: not a safetensors artefact ({str(error).splitlines()[0]})") from None
+        packed = any(name.endswith((".scale", ".table")) for name in state)
+        state, encodings = _unpacked(state, _layout(text) if packed else None, path)
+        return state, plain if isinstance(plain, dict) else {}, encodings
+    if path.suffix == ".frugal":
+        try:
+            state, encodings, text = container.read(_content(path), _layout)
+            plain = json.loads(text)
+        except (RunError, ValueError, RecursionError) as error:
+            raise RunError(f"{path}: {error}") from None
+        return state, plain if isinstance(plain, dict) else {}, encodings
+    if path.suffix == ".onnx":
+        raise RunError(f"{path}: an ONNX file has no weights to read; give the run's checkpoint")
     checkpoint = read_checkpoint(path)
     prefix = "network."
     state = {
@@ -288,7 +463,14 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if strange is not None:
         raise RunError(f"{path}: not a checkpoint ({strange} is no tensor)")
     plain = checkpoint.get("frugal")
-    return state, plain if isinstance(plain, dict) else {}
+    return state, plain if isinstance(plain, dict) else {}, {}
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def build_network(cfg: DictConfig, data: DataModule) -> tuple[nn.Module, dict[st
             raise SettingsError(
                 f"model.init_from={source}: is a GPT-2 file, and {type(network).__name__} is no GPT; set model=gpt2"
             )
-        state = convert(path, network.block_size) if gpt2 else artefact.read(path)[0]
+        state = convert(path, network.block_size) if gpt2 else artefact.plain_state(path)
         artefact.load_state(network, state, path)
     return network, artefact.add_adapters(network, settings.plain(cfg.model))
 
@@ -103,6 +103,7 @@ def build_techniques(cfg: DictConfig) -> dict[str, Technique]:
             technique = settings.instantiate(node, stage)
             if not isinstance(technique, Technique):
                 raise SettingsError(f"{stage}._target_={node._target_}: is no frugal.technique.Technique")
+            technique.stage = stage
             techniques[stage] = technique
     return techniques
 
@@ -147,6 +148,11 @@ def describe(cfg: DictConfig, data: DataModule) -> Description:
         data=node,
         tokenizer=tokenizer,
         state=data.state_dict(),
+        techniques={
+            stage: settings.plain(cfg[stage])
+            for stage in artefact.IN_THE_STATE
+            if cfg.get(stage) and cfg[stage].get("_target_")
+        },
     )
 
 

@@ -19,6 +19,7 @@ COMPOSED = {  # verbs whose arguments are Hydra overrides
 }
 PLAIN = {  # verbs with ordinary arguments
     "predict": "go on from a prompt, or classify lines of text, with what a run left",
+    "compress": "make a finished run's network smaller or faster, by techniques or up to a target",
     "report": "compare runs: a table, CSV, Markdown and Pareto plots",
     "doctor": "what this machine and this installation can do",
 }
@@ -97,6 +98,10 @@ def _dispatch(arguments: list[str]) -> int:
         from frugal.predict import main as predict
 
         return predict(rest)
+    if verb == "compress":
+        from frugal.compress import main as compress
+
+        return compress(rest)
     if verb == "doctor":
         from frugal.doctor import main as doctor
 

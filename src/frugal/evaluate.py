@@ -20,7 +20,8 @@ from frugal.build import build_data, build_loggers, count_step, set_threads
 from frugal.errors import RefusedError
 from frugal.folder import Run
 from frugal.measure import Ledger
-from frugal.paths import find_weights
+from frugal.paths import FORMATS, find_weights
+from frugal.record import write_atomic
 from frugal.recording import measure_network, record_time, set_fingerprint
 from frugal.train import close, keep_confusion, keep_data, quiet_lightning, tell, test
 
@@ -49,7 +50,7 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
             data.setup("test")
             record.data = keep_data(run, data)
             refuse_other_data(description, data, path)
-            set_threads(whole, count_step(network, data))  # as in training, so that the two compare
+            set_threads(whole, count_step(artefact.dense(description), data))  # as in training, so that the two compare
             set_fingerprint(record, whole, data)
             record.config = {**settings.plain(whole), "choices": record.config["choices"]}
             with crafted(path):
@@ -60,14 +61,19 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
                     raise TypeError(f"{description.model['_target_']} is no LightningModule")
             ledger.base("other")
             with ledger.charge("compress"):
-                # Written anew, so that the size is that of the network alone, also where a checkpoint was given.
-                artefact.write(network, artefact.merged(description), run.artefact)
-                network, _ = artefact.load(run.artefact)
+                if path.suffix in FORMATS:  # the very file
+                    copied = run.artefact.with_suffix(path.suffix)
+                    write_atomic(copied, path.read_bytes())
+                else:  # so that the size is that of the network alone
+                    artefact.write(network, description, run.artefact)
+                network, description = artefact.load(run.artefact)
             with ledger.charge("test"):
                 test(whole, module, network, data, record)
                 keep_confusion(run, module, data)
             with ledger.charge("measure"):
-                measure_network(record, whole, network, data, run.artefact, torch.device("cpu"))
+                measure_network(
+                    record, whole, network, data, run.artefact, torch.device("cpu"), lambda: artefact.dense(description)
+                )
         record_time(record, ledger)
         record.status = "completed"
         explain_absent(record, trains=False)

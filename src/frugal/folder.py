@@ -3,7 +3,7 @@
     logs/<experiment>/<name>-<hash>/
         config.yaml  overrides.yaml  manifest.json  git.patch     what was asked, and of what code and machine
         checkpoints/last.ckpt  checkpoints/best.ckpt              plain containers and tensors
-        model.safetensors  metrics.csv  record.json  run.log      what came of it
+        model.*  metrics.csv  record.json  run.log                what came of it
         progress.bin                                              steps really executed, kept by the kernel through a
         kill
 
@@ -36,18 +36,12 @@ from omegaconf import DictConfig, OmegaConf
 from frugal.errors import RunError
 from frugal.identity import Identity, leaves
 from frugal.manifest import describe_origin
-from frugal.paths import shown
+from frugal.paths import ARTEFACTS, shown
 from frugal.record import FILE_NAME, Record, write_atomic
 
 log = logging.getLogger("frugal")
 
-CONFIG, OVERRIDES, MANIFEST, LOG, ARTEFACT = (
-    "config.yaml",
-    "overrides.yaml",
-    "manifest.json",
-    "run.log",
-    "model.safetensors",
-)
+CONFIG, OVERRIDES, MANIFEST, LOG = "config.yaml", "overrides.yaml", "manifest.json", "run.log"
 PROGRESS, HEARTBEAT = "progress.bin", "heartbeat.json"
 
 
@@ -86,7 +80,9 @@ class Run:
 
     @property
     def artefact(self) -> Path:
-        return self.folder / ARTEFACT
+        """The file that it left for use, or would leave."""
+        found = [self.folder / name for name in ARTEFACTS if (self.folder / name).is_file()]
+        return found[0] if found else self.folder / "model.safetensors"
 
     def save(self) -> None:
         self.record.write(self.folder)
@@ -278,7 +274,7 @@ def _small_files(folder: Path) -> dict[str, bytes]:
     return {
         path.name: path.read_bytes()
         for path in folder.iterdir()
-        if path.is_file() and path.name not in (ARTEFACT, "trace.json")
+        if path.is_file() and path.name not in (*ARTEFACTS, "trace.json")
     }
 
 

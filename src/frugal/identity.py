@@ -30,10 +30,10 @@ from frugal.paths import find_weights
 # Where results go and who is told does not change them.
 IGNORED_ROOTS = {"paths", "logger", "run", "choices", "launch"}
 # ... except what decides the weights that become the artefact, and what the record says of them.
-KEPT_RUN_KEYS = {"weights", "monitor", "mode", "target", "target_metric", "target_mode"}
+KEPT_RUN_KEYS = {"weights", "monitor", "mode", "target", "target_metric", "target_mode", "test"}
 IGNORED_GROUPS = {"logger", "launch"}
 # Keys that name weights to read: what counts is what lies there, not where.
-WEIGHTS_KEYS = {"model.init_from", "source"}
+WEIGHTS_KEYS = {"model.init_from", "distillation.teacher", "source"}
 # Groups whose options may bring those of others, the first the most.
 BRINGERS = ("data", "model")
 # ... and how thoroughly it was measured is part of the hash, but not of the name.
@@ -137,6 +137,9 @@ def short_name(choices: Mapping[str, str | None], leaves: Mapping[str, Any]) -> 
             path = Path(str(value))
             folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
             words.append(path.name if path.suffix not in (".ckpt", ".safetensors") else f"{folder.name}-{path.stem}")
+            continue
+        if key in WEIGHTS_KEYS:  # of a run its hash says enough
+            words.append(f"from_{Path(str(value)).name.rpartition('-')[2]}")
             continue
         shown = "x".join(str(v) for v in value) if isinstance(value, list) else str(value)
         words.append(f"{key.rpartition('.')[2]}{shown}" if key != "seed" else f"seed{shown}")

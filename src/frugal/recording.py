@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import frugal
 from frugal import artefact, console
+from frugal.deploy.onnx_network import OnnxNetwork
 from frugal.manifest import processor_name
 from frugal.measure import (
     Ledger,
@@ -23,7 +25,7 @@ from frugal.measure import (
     size_figures,
     sparsity_figures,
 )
-from frugal.measure.flops import StepFlops
+from frugal.measure.flops import StepFlops, forward_flops, remaining_flops
 from frugal.measure.latency import LEVELS, build_backends
 from frugal.measure.size import plain_weights
 from frugal.models.generate import timed_paths
@@ -100,16 +102,28 @@ def record_compute(record: Record, cfg: DictConfig, flops: StepFlops | None, fit
 
 
 def measure_network(
-    record: Record, cfg: DictConfig, network: nn.Module, data: DataModule, file: Path, device: torch.device
+    record: Record,
+    cfg: DictConfig,
+    network: nn.Module,
+    data: DataModule,
+    file: Path,
+    device: torch.device,
+    make_dense: Callable[[], nn.Module],
 ) -> None:
-    """Size, sparsity and latency of the artefact as it was read back."""
+    """Size, sparsity and latency of the artefact as it was read back.
+
+    Where it computes otherwise than the network of its option (smaller shapes, another runtime), that one, from
+    `make_dense`, is measured in turn with it.
+    """
     network = network.to(device).eval()
-    record.size = size_figures(network, file)
+    converted = isinstance(network, OnnxNetwork) or bool(getattr(network, "frugal_shapes", None))
+    dense = make_dense().to(device).eval() if converted else None
+    record.size = size_figures(network, file, dense)
     record.sparsity = sparsity_figures(network)
     example = typical_input(data)
     # A network that `trainer.precision=bf16-true` left in half takes its inputs in half; tokens stay what they are.
     dtype = artefact.floating_dtype(network.parameters()) if example.is_floating_point() else None
-    _measure_latency(record, cfg, network, example.to(device, dtype))
+    _measure_latency(record, cfg, network, dense, example.to(device, dtype))
 
 
 def typical_input(data: DataModule) -> Tensor:
@@ -130,7 +144,9 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.float64 if precision.startswith("64") else torch.float32
 
 
-def _measure_latency(record: Record, cfg: DictConfig, network: nn.Module, example: Tensor) -> None:
+def _measure_latency(
+    record: Record, cfg: DictConfig, network: nn.Module, dense: nn.Module | None, example: Tensor
+) -> None:
     level = LEVELS[cfg.measure.latency]
     if not level.backends:
         record.absent["latency"] = f"measure.latency={cfg.measure.latency}"
@@ -140,10 +156,28 @@ def _measure_latency(record: Record, cfg: DictConfig, network: nn.Module, exampl
     def make_input(batch: int) -> Tensor:
         return example.expand(batch, *example.shape[1:]).contiguous()
 
-    backends, absent = build_backends(network, level.backends, make_input, batches)
+    status = status_of(record, network)
+    backends, absent = build_backends(dense or network, level.backends, make_input, batches)
+    statuses: dict[str, Any] = dict.fromkeys(backends, status if dense is None else "dense")
+    left: int | None = None
+    if isinstance(network, OnnxNetwork):
+        backends[network.backend], statuses[network.backend] = network, status
+        left = getattr(network, "remaining_flops", None)
+    else:
+        left = remaining_flops(network, make_input(1))
+        if dense is not None:
+            own, further = build_backends(network, level.backends, make_input, batches)
+            absent |= {f"{key}, {status}": reason for key, reason in further.items()}
+            backends |= {f"{name}, {status}": backend for name, backend in own.items()}
+            statuses |= dict.fromkeys((f"{name}, {status}" for name in own), status)
     record.absent.update(absent)
+    whole = remaining_flops(dense or network, make_input(1)) if status != "dense" else None
+    if dense is None and status != "dense":
+        whole = forward_flops(network, make_input(1))
     # a language model's ways of generating, at the first batch size only where it must be quick
-    with_paths = backends | timed_paths(network)
+    paths = timed_paths(network)
+    statuses |= dict.fromkeys(paths, status)
+    with_paths = backends | paths
     turns = [(batches[:1], with_paths), (batches[1:], with_paths if level.claims else backends)]
     with console.progress("Measuring latency", sum(len(sizes) * len(timed) for sizes, timed in turns)) as bar:
         for sizes, timed in turns:
@@ -153,8 +187,9 @@ def _measure_latency(record: Record, cfg: DictConfig, network: nn.Module, exampl
                 make_input,
                 sizes,
                 seconds=level.seconds,
-                status=status_of(record, network),
+                status=statuses,
                 reference="eager",
+                speedup_theoretical=whole / left if whole and left else None,
                 claims=level.claims,
                 on_progress=lambda done, _, label: bar.advance(before + done - bar.done, f"Measuring latency: {label}"),  # noqa: B023
             )
@@ -162,6 +197,8 @@ def _measure_latency(record: Record, cfg: DictConfig, network: nn.Module, exampl
 
 def status_of(record: Record, network: nn.Module) -> Any:
     """`dense`, unless a technique says what it really did, or zeros are kept in dense tensors."""
+    if isinstance(network, OnnxNetwork) or getattr(network, "frugal_shapes", None):
+        return "converted"
     for figures in reversed(list(record.techniques.values())):
         if figures.get("status"):
             return figures["status"]

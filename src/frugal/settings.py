@@ -74,6 +74,7 @@ class RunSettings:
     target: float | None = None  # time to accuracy: seconds until target_metric first reaches this
     target_metric: str = "val/accuracy"
     target_mode: str = "max"
+    test: bool = True  # false: the test set is not looked at, for runs among which is chosen
     tags: list[str] = field(default_factory=list)
 
 
@@ -203,7 +204,7 @@ CHOICES = {
 MINIMA = {
     "seed": 0,
     "run.checkpoint_every_steps": 1,
-    "trainer.max_epochs": 1,
+    "trainer.max_epochs": 0,
     "trainer.check_val_every_n_epoch": 1,
     "trainer.devices": 1,
     "trainer.accumulate_grad_batches": 1,
@@ -291,6 +292,8 @@ def check_values(cfg: DictConfig) -> None:
             raise SettingsError(f"{key}={value}: needs a number: batches, or as 0.5 a fraction of them")
     if OmegaConf.select(cfg, "trainer.max_epochs") is None and OmegaConf.select(cfg, "trainer.max_steps") == -1:
         raise SettingsError("trainer.max_epochs=null: trains without end; set it or trainer.max_steps")
+    if OmegaConf.select(cfg, "trainer.max_epochs") == 0 and not OmegaConf.select(cfg, "model.init_from"):
+        raise SettingsError("trainer.max_epochs=0: trains nothing, so name the weights to take, model.init_from=RUN")
     if OmegaConf.select(cfg, "trainer.max_steps") == 0:
         raise SettingsError("trainer.max_steps=0: trains nothing; -1 leaves the end to trainer.max_epochs")
     if "paths" in cfg and not OmegaConf.select(cfg, "paths.log_dir"):

@@ -29,6 +29,13 @@ class Technique(Lean):
     """Base of everything that a config group in `STAGES` names. Per-batch hooks cost nothing unless a subclass
     defines them."""
 
+    stage: str | None = None  # the group that chose it; None in a Trainer of the user's own
+
+    @property
+    def state_key(self) -> str:
+        """The name of its state in a checkpoint: by its stage too, so that two of one class keep apart."""
+        return f"{self.stage}/{super().state_key}" if self.stage else super().state_key
+
     def prepare(self, network: nn.Module) -> None:
         """Before training, on the network as built: masks, observers, a teacher. Must be safe to call on a resume."""
 

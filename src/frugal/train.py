@@ -43,6 +43,7 @@ from frugal.build import (
 )
 from frugal.callbacks.checkpoints import leaving_with_a_checkpoint
 from frugal.callbacks.progress import Progress
+from frugal.coding.coder import CodingTechnique
 from frugal.data.module import DataModule
 from frugal.errors import SettingsError
 from frugal.folder import HEARTBEAT, Run, StepCounter
@@ -131,8 +132,10 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
             with ledger.charge("compress"):
                 load_weights(cfg, run, module)
                 network = compress(module, techniques, data)
-                artefact.write(network, artefact.merged(description), run.artefact)
-                network, _ = artefact.load(run.artefact)
+                coding = techniques.get("coding")
+                assert coding is None or isinstance(coding, CodingTechnique)
+                artefact.write(network, description, run.artefact, coding)
+                network, description = artefact.load(run.artefact)
             record.techniques = ({"lora": {"option": "lora", **adapters}} if adapters else {}) | {
                 stage: {"option": str(record.config["choices"].get(stage)), **technique.figures()}
                 for stage, technique in techniques.items()
@@ -141,7 +144,15 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
                 test(cfg, module, network, data, record)
                 keep_confusion(run, module, data)
             with ledger.charge("measure"):
-                measure_network(record, cfg, network, data, run.artefact, fit.trainer.strategy.root_device)
+                measure_network(
+                    record,
+                    cfg,
+                    network,
+                    data,
+                    run.artefact,
+                    fit.trainer.strategy.root_device,
+                    lambda: artefact.dense(description),
+                )
         record_time(record, ledger, fit)
         record.status = "completed"
         explain_absent(record)
@@ -222,10 +233,11 @@ def test(cfg: DictConfig, module: pl.LightningModule, network: nn.Module, data: 
         logger=False,
     )
     with lightning_in_one_line():
-        if cfg.run.weights == "best" and "val" in data.splits:  # the last validation was of other weights
+        # the last validation was of other weights, or of weights before they were compressed
+        if (cfg.run.weights == "best" or record.techniques) and "val" in data.splits:
             (figures,) = trainer.validate(module, datamodule=data, verbose=False)
             record.quality.update({name: float(value) for name, value in figures.items()})
-        (figures,) = trainer.test(module, datamodule=data, verbose=False)
+        figures = trainer.test(module, datamodule=data, verbose=False)[0] if cfg.run.test else {}
     record.quality.update({name: float(value) for name, value in figures.items()})
 
 

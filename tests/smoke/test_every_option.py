@@ -17,7 +17,7 @@ from PIL import Image
 
 import frugal
 from command import TINY, inside
-from frugal import settings
+from frugal import artefact, settings
 from frugal.compose import compose
 from frugal.data.california_housing import CaliforniaHousing
 from frugal.data.cifar10 import CIFAR10
@@ -149,13 +149,58 @@ def splits_of(*names: str) -> Callable[[Record, Path], bool]:
     )
 
 
+def pruned(at: list[int], **figures: object) -> Callable[[Record, Path], bool]:
+    """What the technique says of itself, when it pruned, and that the epoch's sparsity is that of the weights."""
+
+    def check(record: Record, folder: Path) -> bool:
+        (state,) = [
+            state
+            for name, state in torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"].items()
+            if "Pruning" in name
+        ]
+        said = record.techniques["pruning"]
+        return (
+            state["pruned_at"] == at
+            and all(
+                said[name] == (pytest.approx(value, rel=1e-4) if name == "density" else value)
+                for name, value in figures.items()
+            )
+            and "pruning/sparsity" in (folder / "metrics.csv").read_text().splitlines()[0]
+        )
+
+    return check
+
+
 def falls(folder: Path) -> bool:
     seen = rates(folder)
     return seen[-1] < max(seen)
 
 
+def quantized(rows: int | None = None, whole: int | None = None, **figures: object) -> Callable[[Record, Path], bool]:
+    """How many different values a row of the first layer's weight has at most, or all of it; and the figures."""
+
+    def check(record: Record, folder: Path) -> bool:
+        said = record.techniques["quantization"]
+        weight = artefact.read(folder)[0]["layers.1.weight"]
+        few = len(weight.unique()) <= whole if whole else all(len(row.unique()) <= (rows or 0) for row in weight)
+        return few and said["layers"] == ["layers.1", "layers.3", "layers.5"] and figures.items() <= said.items()
+
+    return check
+
+
 # What shows that an option did what its name says; steps are few, so that these are the optimizer's and the files' own
 # words, not the quality reached.
+def coded(number: int) -> Callable[[Record, Path], bool]:
+    """The file begins as the coder's, and the parts it says add up."""
+
+    def check(record: Record, folder: Path) -> bool:
+        content = (folder / "model.frugal").read_bytes()
+        parts = record.techniques["coding"]["bytes"]
+        return content[:4] == b"FRG" + bytes([16 + number]) and sum(parts.values()) == len(content)
+
+    return check
+
+
 EFFECTS: dict[str, Callable[[Record, Path], bool]] = {
     "model=simple_net": parameters(235_146),
     "model=lenet_300_100": parameters(266_610),
@@ -227,6 +272,39 @@ EFFECTS: dict[str, Callable[[Record, Path], bool]] = {
         sum(counts["broken"] for counts in record.data["cleaning"].values()) == 1
     ),
     "callbacks=early_stopping": lambda record, folder: record.run.steps_executed < 300,
+    "distillation=soft_targets": lambda record, folder: (
+        record.techniques["distillation"]["teacher"]["parameters"] == 266_610
+        and record.time.ledger_s["distillation"] > 0
+    ),
+    "distillation=hidden": lambda record, folder: (
+        record.techniques["distillation"]["projection_parameters"] == 128 * 100
+        and set(artefact.read(folder)[0]) == {f"layers.{i}.{name}" for i in (1, 3, 5) for name in ("weight", "bias")}
+    ),
+    "quantization=weight_int8": quantized(rows=255, status="simulated"),
+    "quantization=weight_int4": quantized(rows=15 * 25, group=32, status="simulated"),
+    "quantization=qat_int8": quantized(rows=255, begin_step=4),
+    "quantization=qat_int4": quantized(rows=15 * 25, begin_step=4),
+    "quantization=codebook": quantized(whole=32, begin_step=6),
+    "quantization=rate": quantized(whole=31, begin_step=1, bits_weight=1e-5),
+    "coding=none": lambda record, folder: "coding" not in record.techniques and (folder / "model.safetensors").exists(),
+    "coding=zstd": coded(1),
+    "coding=huffman": coded(2),
+    "coding=entropy": coded(3),
+    "pruning=none": lambda record, folder: "pruning" not in record.techniques,
+    "pruning=random": pruned(at=[0], density=0.1),
+    "pruning=magnitude": lambda record, folder: (
+        record.size.nonzero_parameters == 22_186 and pruned(at=[2], status="masked")(record, folder)  # Han et al. 2015
+    ),
+    "pruning=gradual": pruned(at=list(range(1, 7)), density=0.1),
+    "pruning=iterative": pruned(at=[3, 5, 6], density=0.1),
+    "pruning=lottery": pruned(at=[2, 4, 6], control="reinitialized", rewound_to=0),
+    "pruning=snip": pruned(at=[0], density=0.1),
+    "pruning=n_m": pruned(at=[4], density=0.5, pattern="2:4"),
+    "pruning=movement": pruned(at=[1, 6], density=0.1),
+    "pruning=structured": lambda record, folder: (
+        record.techniques["pruning"]["status"] == "converted"
+        and record.size.parameters == record.techniques["pruning"]["parameters"][0] < 235_146 * 0.6
+    ),
     "debug=one_batch": lambda record, folder: record.run.steps_executed == 1,
     "debug=overfit": lambda record, folder: record.quality["train/accuracy"] > 0.9,
     "debug=limited": lambda record, folder: record.run.steps_executed == 2 * 2,
@@ -280,6 +358,10 @@ BESIDE = {
     "curriculum=length_warmup": LANGUAGE,
     "optim=muon": LANGUAGE,
     "optim=nanogpt": LANGUAGE,
+    "distillation=soft_targets": ["distillation.teacher_model=lenet_300_100", "distillation.teacher_epochs=1"],
+    "distillation=hidden": ["distillation.teacher_model=lenet_300_100", "distillation.teacher_epochs=1"],
+    "pruning=magnitude": ["data=mnist", "model=lenet_300_100", "pruning.densities=[0.08,0.09,0.26]"],
+    "pruning=lottery": ["pruning.control=reinitialized"],
     "callbacks=early_stopping": ["trainer.max_epochs=150", "optim.lr=1e-12"],
     "measure=standard": ["measure.batches=[1]"],
     "measure=thorough": ["measure.batches=[1]"],
@@ -306,7 +388,7 @@ def test_it_runs_and_takes_effect(group: str, option: str, data: Path, tmp_path:
     folder = tmp_path / "logs" / record.run.experiment / record.run.name
     assert Record.read(folder) == record and record.status == "completed"
     assert record.config["choices"][group] == option
-    assert record.quality["test/loss"] > 0 and (folder / "model.safetensors").is_file()
+    assert record.quality["test/loss"] > 0 and any(folder.glob("model.*"))
     assert all(0 <= value <= 1 for name, value in record.quality.items() if name.endswith("accuracy"))
     if word in EFFECTS:
         assert EFFECTS[word](record, folder)

@@ -66,6 +66,37 @@ def count_flops(network: nn.Module, batch_input: Any, loss_fn: Callable[[Any], T
             return _count(_copy(network, None), _to(batch_input, None), loss_fn)
 
 
+def forward_flops(network: nn.Module, batch_input: Tensor) -> int:
+    """Operations of one forward pass, whatever its weights are."""
+    return _forward(network, batch_input).get_total_flops()
+
+
+def remaining_flops(network: nn.Module, batch_input: Tensor) -> int:
+    """Operations of one forward pass without those on weights that are zero: what a kernel that skips them would do.
+
+    Of each layer its share of weights that are not zero; attention's products of activations all remain.
+    """
+    counter = _forward(network, batch_input)
+    total: float = counter.get_total_flops()
+    root = f"{type(network).__name__}."
+    by_module = {
+        name.removeprefix(root): sum(counts.values()) for name, counts in counter.get_flop_counts().items()
+    }
+    for name, module in network.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim >= 2 and not list(module.children()) and name in by_module:
+            total -= by_module[name] * (1 - int(torch.count_nonzero(weight)) / weight.numel())
+    return round(total)
+
+
+def _forward(network: nn.Module, batch_input: Tensor) -> FlopCounterMode:
+    with torch.random.fork_rng(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        clone = _copy(network, "meta").eval()
+        with FlopCounterMode(display=False) as counter:
+            clone(_to(batch_input, "meta"))
+    return counter
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype, tf32: bool = False) -> tuple[float | None, str]:
     """Dense peak of one device, in operations per second, and where the figure comes from (or why there is none)."""
     name = _DTYPES.get(dtype)

@@ -20,6 +20,7 @@ from frugal.errors import FrugalError
 
 BUCKETS = (
     "startup",
+    "distillation",
     "compile",
     "warmup",
     "data_wait",

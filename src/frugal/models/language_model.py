@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -23,6 +24,7 @@ class LanguageModel(Module):
     losses compare between tokenizers: bits per byte and per character are all nats of the evaluated tokens over all
     their bytes or characters, in bits. A sample is a block of `block_size` tokens, also where a
     curriculum cuts blocks in pieces; None: a row of the batch.
+    A callback may replace `criterion`, (logits (N, V), y (N,)) -> loss, to change what is trained.
     """
 
     sums: ClassVar[tuple[str, ...]] = ("loss", "token_accuracy")
@@ -42,6 +44,7 @@ class LanguageModel(Module):
         if not 0 <= label_smoothing < 1:
             raise SettingsError(f"model.label_smoothing={label_smoothing} must be at least 0 and below 1")
         self.label_smoothing = label_smoothing
+        self.criterion: Callable[[Tensor, Tensor], Tensor] = self.mean_loss
         self.padded = padded
         self.block_size = block_size
         units = {"byte": token_bytes, "character": token_characters}
@@ -64,9 +67,13 @@ class LanguageModel(Module):
         count = self.count_batch(batch)[1]
         assert count is not None
         logits = full_precision(self.network(x)).flatten(0, 1)
-        total = F.cross_entropy(logits, y.flatten(), reduction="sum", label_smoothing=self.label_smoothing)
-        loss = total / y.numel()
-        return loss, count, {"loss": total.detach(), "token_accuracy": _correct(logits, y)}
+        loss = self.criterion(logits, y.flatten())
+        return loss, count, {"loss": loss.detach() * y.numel(), "token_accuracy": _correct(logits, y)}
+
+    def mean_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Of logits (N, V): nats of the tokens that count, over all N places."""
+        total = F.cross_entropy(logits, y, reduction="sum", label_smoothing=self.label_smoothing)
+        return total / y.numel()
 
     def evaluation_sums(self, batch: Batch) -> tuple[int | Tensor, dict[str, Tensor]]:
         x, y = batch

@@ -1,0 +1,1 @@
+"""What an artefact runs on: the option `deploy=`."""

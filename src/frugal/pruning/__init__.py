@@ -1,0 +1,1 @@
+"""`pruning=`: which weights, neurons, channels or heads a network can do without."""
