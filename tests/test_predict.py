@@ -269,11 +269,9 @@ def test_what_a_crafted_file_says_is_one_line_and_costs_nothing(
     assert time.monotonic() - started < 10
 
 
-def test_what_holds_no_model_of_text_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     assert "name a run" in frugal("predict", "seed=1").error
     assert str(tmp_path / "none") in frugal("predict", str(tmp_path / "none")).error
-    assert frugal("train", *SHORT, "trainer.limit_train_batches=1", "run.experiment=images").code == 0
-    assert "was trained for classification" in frugal("predict", str(run_of("images"))).error
 
 
 def test_a_run_that_starts_from_another_tokenizers_says_which_it_was() -> None:

@@ -102,6 +102,8 @@ class Description:
         for key in ("preprocess", "tokenizer") if self.task in NEEDED else ("preprocess",):
             if not isinstance(state.get(key), dict):
                 return f"state.{key} is missing"
+        if state.get("dtype") not in (None, "uint8", "float32"):
+            return "state.dtype is neither uint8 nor float32"
         columns = state.get("feature_names")
         if columns is not None and not (isinstance(columns, list) and all(isinstance(name, str) for name in columns)):
             return "state.feature_names is no list of text"

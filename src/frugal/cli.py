@@ -18,7 +18,7 @@ COMPOSED = {  # verbs whose arguments are Hydra overrides
     "evaluate": "test and measure a run, a checkpoint or an artefact again",
 }
 PLAIN = {  # verbs with ordinary arguments
-    "predict": "go on from a prompt, or classify lines of text, with what a run left",
+    "predict": "go on from a prompt, or classify new text, images and tables, with what a run left",
     "report": "compare runs: a table, CSV, Markdown and Pareto plots",
     "doctor": "what this machine and this installation can do",
 }
@@ -214,21 +214,16 @@ def _end_of_sweep(sweep: Path) -> int:
     from frugal import console
     from frugal.job import SweepFolder, finished_folders
     from frugal.report import report
+    from frugal.report.verb import written
 
     folders = finished_folders(sweep)
     if not folders:
         return int(SweepFolder.failed)
     result = report(folders, out=sweep)
     console.say(result.table)
-    console.say("Written: " + ", ".join(_short(path) for path in result.files))
+    console.say(written(result.files))
     failed = SweepFolder.failed or any(result.statuses.get(status) for status in ("failed", "interrupted", "running"))
     return int(failed)
-
-
-def _short(path: Path) -> str:
-    from frugal.paths import shown
-
-    return shown(path)
 
 
 def _sweep_folder() -> Path | None:

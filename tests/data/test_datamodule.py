@@ -119,7 +119,7 @@ def test_loaded_statistics_are_kept():
     data = ArrayDataModule(Numbered(), Preprocess())
     data.load_state_dict({"preprocess": {"mean": [3.0], "std": [2.0]}})
     data.setup()
-    assert data.state_dict() == {"preprocess": {"mean": [3.0], "std": [2.0]}}
+    assert data.state_dict() == {"preprocess": {"mean": [3.0], "std": [2.0]}, "dtype": "uint8"}
 
 
 def test_calibration_is_preprocessed_repeatable_and_without_augmentation():

@@ -95,7 +95,10 @@ class ArrayDataModule(DataModule):
 
     def state_dict(self) -> dict[str, Any]:
         names = {"class_names": self.class_names, "feature_names": self.source.feature_names}
-        return {**super().state_dict(), **{key: list(value) for key, value in names.items() if value is not None}}
+        state = {**super().state_dict(), **{key: list(value) for key, value in names.items() if value is not None}}
+        if self.splits:
+            state["dtype"] = str(self.splits["train"][0].dtype).removeprefix("torch.")  # as samples are stored
+        return state
 
     def figures(self) -> dict[str, Any]:
         found = {"samples": {name: len(y) for name, (_, y) in self.splits.items()}}

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,6 +40,18 @@ class Run:
         own = self.record.run.hash
         return (self.name.removesuffix(f"-{own}") if own else self.name) or self.name
 
+    @cached_property
+    def state(self) -> str:
+        """The record's status. A killed run still says `running`, but no process holds its folder: it was `cut off`."""
+        if self.record.status != "running":
+            return self.record.status
+        from frugal.folder import is_locked
+
+        try:
+            return "running" if is_locked(self.folder) else "cut off"
+        except OSError:
+            return "running or cut off"
+
     @property
     def seed(self) -> Any:
         seed = self.record.run.seed
@@ -46,10 +59,13 @@ class Run:
 
 
 def find(paths: Sequence[Path]) -> Iterator[Path]:
-    """Record files among and under `paths`, each once, in a fixed order. Hidden folders are passed over."""
+    """Record files among and under `paths`, each once, in a fixed order. Hidden folders are passed over.
+
+    A sweep's folder holds no records: there, those of the runs that it names are found.
+    """
     seen: set[Path] = set()
     for path in paths:
-        for file in [path] if path.is_file() else _under(path):
+        for file in [path] if path.is_file() else list(_under(path)) or _of_sweeps(path):
             resolved = file.resolve()
             if resolved not in seen:
                 seen.add(resolved)
@@ -61,6 +77,21 @@ def _under(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if FILE_NAME in files:
             yield Path(root) / FILE_NAME
+
+
+def _of_sweeps(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        folders.sort()
+        if Path(root).name == "jobs":
+            for name in sorted(file for file in files if file.endswith(".txt")):
+                run = job_folder(Path(root) / name)
+                if (run / FILE_NAME).is_file():
+                    yield run / FILE_NAME
+
+
+def job_folder(word: Path) -> Path:
+    """The run's folder that a sweep's `jobs/00000.txt` names, relative to the sweep's folder."""
+    return (word.resolve().parent.parent / word.read_text().strip()).resolve()
 
 
 def collect(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
