@@ -8,11 +8,13 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -22,6 +24,8 @@ from command import frugal
 from frugal import artefact, settings
 from frugal.data.image_folder import ImageFolder
 from frugal.predict import output as output_module
+from frugal.predict.arrays import Model
+from frugal.train import keep_confusion
 
 NAMES = ["dark", "grün", "light, bright"]
 FEATURES = ["age", "bmi", "s1"]
@@ -187,10 +191,15 @@ def test_columns_go_by_their_names_or_in_order(tmp_path: Path) -> None:
 def test_without_names_in_the_run_a_header_is_passed_over(tmp_path: Path) -> None:
     x = np.load("price.npz")["x"][:5]
     wanted = own("price", x)[:, 0]
-    for names in (["what", "ever", "else"], ["0", "1", "2"]):
-        (tmp_path / "new.csv").write_text(by_names(x, names))
-        found = table(frugal("predict", str(run_of("price")), f"input={tmp_path / 'new.csv'}"))
-        assert np.allclose([float(row["prediction"]) for row in found], wanted, rtol=1e-6)
+    (tmp_path / "new.csv").write_text(by_names(x, ["what", "ever", "else"]))
+    done = frugal("predict", str(run_of("price")), f"input={tmp_path / 'new.csv'}")
+    assert np.allclose([float(row["prediction"]) for row in table(done)], wanted, rtol=1e-6)
+    assert "the first row is taken for the columns' names" in done.err
+    x = np.concatenate([[[0, 1, 2]], x]).astype(np.float32)  # a sample that looks like columns' numbers
+    (tmp_path / "new.csv").write_text(by_names(x).partition("\n")[2])
+    done = frugal("predict", str(run_of("price")), f"input={tmp_path / 'new.csv'}")
+    assert np.allclose([float(row["prediction"]) for row in table(done)], own("price", x)[:, 0], rtol=1e-6)
+    assert "first row" not in done.err
 
 
 def test_a_row_that_cannot_be_used_says_why(tmp_path: Path) -> None:
@@ -207,6 +216,67 @@ def test_a_row_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     found = lines(frugal("predict", str(run_of("rows")), f"input={tmp_path / 'new.csv'}", "format=jsonl"))
     assert found[1] == {"row": 1, "label": None, "probabilities": None, "error": rows[1]["error"]}
     assert "error" not in found[0]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "value", "says"),
+    [("rows", float("nan"), "NaN"), ("price", float("nan"), "NaN"), ("price", float("inf"), "infinity")],
+)
+def test_what_a_network_gives_that_is_no_number_is_an_error(
+    experiment: str, value: float, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Model.__call__
+
+    def broken_above_5(model: Model, samples: Any) -> list[list[float]]:
+        found = original(model, samples)
+        return [[value] * len(row) if x[0] > 5 else row for x, row in zip(samples, found, strict=True)]
+
+    monkeypatch.setattr(Model, "__call__", broken_above_5)
+    run, name, error = (
+        str(run_of(experiment)),
+        "label" if experiment == "rows" else "prediction",
+        f"the network gave {says}",
+    )
+    done = frugal("predict", run, stdin(monkeypatch, b"9,2,3\n1,2,3\n"), "format=jsonl")
+    bad, good = [json.loads(line, parse_constant=pytest.fail) for line in done.out.splitlines()]
+    assert bad[name] is None and bad["error"] == error and good[name] is not None and "error" not in good
+    assert "frugal: 1 of 2 cannot be used: see error\n" in done.err and "frugal: 1 samples in" in done.err
+    bad, good = table(frugal("predict", run, stdin(monkeypatch, b"9,2,3\n1,2,3\n")))
+    assert bad[name] == "" and bad["error"] == error and good[name] and not good["error"]
+    done = frugal("predict", run, stdin(monkeypatch, b"9,2,3\n"), f"output={tmp_path / 'out.csv'}")
+    assert done.code != 0 and f"nothing in it can be used; 0: {error}" in done.error
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_no_cell_is_a_formula() -> None:
+    written: list[str] = []
+    rows = output_module.Rows(settings_of(format="csv"), written.append, "file", ["=1+1", "b"], errors=True)
+    rows.add("@a  b.png", [0.9, 0.1])
+    rows.add("-5", [0.1, 0.9])
+    rows.add("a  b.png", None, "=no")
+    rows.flush()
+    _, *cells = csv.reader(io.StringIO("".join(written)))
+    assert cells == [["'@a  b.png", "'=1+1", "0.900000", ""], ["-5", "b", "0.900000", ""], ["a  b.png", "", "", "'=no"]]
+    rows = output_module.Rows(settings_of(format="csv"), written.append, "row", None, errors=True)
+    rows.add(0, [-1e-7])
+    rows.flush()
+    assert written[-1].endswith("0,-1e-07,\n")
+    rows = output_module.Rows(settings_of(format="jsonl"), written.append, "file", ["=1+1", "b"], errors=True)
+    rows.add("@a.png", [0.9, 0.1])
+    rows.flush()
+    assert json.loads(written[-1])["label"] == "=1+1" and json.loads(written[-1])["file"] == "@a.png"
+
+
+def settings_of(**given: str) -> DictConfig:
+    return OmegaConf.create({"output": None, **given})
+
+
+def test_the_confusion_matrix_has_no_formula(tmp_path: Path) -> None:
+    run: Any = SimpleNamespace(folder=tmp_path)
+    module: Any = SimpleNamespace(confusion=torch.tensor([[3, 1], [0, 2]]))
+    data: Any = SimpleNamespace(class_names=["=1+1", "-5"])
+    keep_confusion(run, module, data)
+    assert (tmp_path / "confusion.csv").read_text() == "true,'=1+1,-5\n'=1+1,3,1\n-5,0,2\n"
 
 
 def test_a_table_of_pixels(tmp_path: Path) -> None:

@@ -111,6 +111,8 @@ class Description:
         if names is not None:
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 return "state.class_names is no list of text"
+            if len(set(names)) < len(names):
+                return "state.class_names has a name twice"
             if len(names) != dims.get("classes"):
                 return f"state.class_names has {len(names)} names, dims.classes is {dims.get('classes')}"
         return None

@@ -52,6 +52,7 @@ from frugal.measure.heartbeat import Heartbeat
 from frugal.models.lora import merge
 from frugal.record import CONFUSION, TOKENIZER, write_atomic
 from frugal.recording import measure_network, record_compute, record_fit, record_quality, record_time, set_fingerprint
+from frugal.report.text import cell_text
 from frugal.technique import STAGES, Technique
 
 log = logging.getLogger("frugal")
@@ -237,8 +238,9 @@ def keep_confusion(run: Run, module: pl.LightningModule, data: DataModule) -> No
     names = data.class_names or [str(label) for label in range(len(counts))]
     buffer = io.StringIO()
     table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(["true", *names])
-    table.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
+    cells = [cell_text(name) for name in names]  # a spreadsheet would run a name that looks like a formula
+    table.writerow(["true", *cells])
+    table.writerows([name, *row] for name, row in zip(cells, counts.tolist(), strict=True))
     write_atomic(run.folder / CONFUSION, buffer.getvalue())
 
 

@@ -156,6 +156,43 @@ def test_names_beside_the_classes(tmp_path):
     assert source.classes == 3
 
 
+def test_names_of_text_classes_give_their_order(tmp_path):
+    y = np.array(["emu", "cat", "emu", "dog", "cat"])
+    path = saved(tmp_path, x=TABLE[:5], y=y, x_test=TABLE[:1], y_test=["dog"], class_names=["emu", "fox", "cat", "dog"])
+    source = ArrayFile(path)
+    splits = source.load()
+    assert source.class_names == ["emu", "fox", "cat", "dog"] and source.classes == 4
+    assert splits["train"].y.tolist() == [0, 2, 0, 3, 2] and splits["test"].y.tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("column", "kept"),
+    [
+        (1.7e9 + np.arange(400), False),  # one float32 in 128
+        (2**60 + np.arange(400), False),
+        (np.arange(20_000) + 1_700_000_000, False),
+        (np.where(np.arange(400) % 2, 1.7e9 + np.arange(400), 0), False),
+        (np.arange(400) * 1e-50, False),
+        ((1.7e9 + np.arange(400)).astype("f4"), True),  # what was lost was lost before
+        (np.random.default_rng(0).normal(size=20_000), True),
+        (np.random.default_rng(0).normal(size=20_000) + 1000, True),
+        (np.tile([0.1 + 0.2, 0.3, np.nan, 1e300], 100), True),
+        (np.arange(2.0**24 - 400, 2.0**24), True),
+    ],
+    ids=str,
+)
+def test_a_column_that_float32_cannot_tell_apart_is_refused(tmp_path, column, kept):
+    x = np.stack([np.zeros(len(column), column.dtype), column], axis=1)
+    table = ArrayFile(saved(tmp_path, x=x, y=np.arange(len(x)) % 2, feature_names=np.array(["none", "time"])))
+    if kept:
+        assert len(table.load()["train"]) > 0
+        return
+    with pytest.raises(DataError, match=r"column time of train: float32 makes .* distinct values .*; subtract an off"):
+        table.load()
+    with pytest.raises(DataError, match="targets of train: float32 makes"):
+        ArrayFile(saved(tmp_path, x=x[:, :1], y=column), task="regression").load()
+
+
 def test_a_regression_takes_numbers(tmp_path):
     y = np.linspace(-1, 1, 10)
     source = ArrayFile(saved(tmp_path, x=TABLE, y=y[:, None]), task="regression", test_fraction=0.3)
@@ -212,6 +249,11 @@ NAN = np.where(np.arange(10) == 4, np.nan, 0)
         ({"x": TABLE, "y": LABELS, "x_test": TABLE, "y_test": LABELS + 1}, {}, "has the class 2, which train lacks"),
         ({"x": TABLE, "y": LABELS, "x_test": TABLE, "y_test": LABELS.astype(str)}, {}, "text in one split and num"),
         ({"x": TABLE, "y": LABELS * 2, "class_names": np.array(["a", "b"])}, {}, "class 2, which class_names lack"),
+        ({"x": TABLE, "y": LABELS, "class_names": np.array(["a", "b", "a"])}, {}, "class_names have 'a' twice"),
+        ({"x": TABLE, "y": LABELS.astype(str), "class_names": np.array(["0", "a"])}, {}, "class 1, which class_n"),
+        ({"x": TABLE, "y": LABELS * 1e300}, {}, r"1e\+300 is more than a label can be"),
+        ({"x": TABLE, "y": LABELS * -(2.0**64)}, {}, "is more than a label can be"),
+        ({"x": TABLE, "y": LABELS.astype("u8") + 2**63}, {}, "9.22337e.18 is more than a label can be"),
         ({"x": np.zeros((20, 1)), "y": np.arange(20)}, {}, "each of 20 samples has a class of its own; .*regression"),
         ({"x": TABLE, "y": np.array(["a"] * 10)}, {"task": "regression"}, "a regression takes one number each"),
         ({"x": TABLE, "y": np.ones((10, 2))}, {"task": "regression"}, "a regression takes one number each"),

@@ -110,16 +110,21 @@ def test_what_is_no_image_is_counted(photos):
     (photos / "dogs" / "._1.png").write_bytes(b"x")
     (photos / ".DS_Store").write_bytes(b"x")
     (photos / "README").write_bytes(b"x")
+    os.mkfifo(photos / "dogs" / "pipe.png")
+    (photos / "dogs" / "gone.png").symlink_to("nowhere")
+    (photos / "dogs" / "all").symlink_to(photos / "cats", target_is_directory=True)
+    (photos / "itself").symlink_to("itself")
     draw(photos / "all.png", 5)
     Image.fromarray(np.zeros((2, 2), np.float32)).save(photos / "dogs" / "float.tif")
     source = ImageFolder(str(photos), size=4, channels=1)
     found = source.load()
     assert source.dropped == {
-        "broken_images": 1, "unscaled_images": 1, "other_files": 2, "hidden_files": 2, "images_without_a_class": 1,
+        "broken_images": 1, "unscaled_images": 1, "other_files": 4, "hidden_files": 2, "images_without_a_class": 1,
+        "links_not_followed": 2,
     }  # fmt: skip
     assert len(found["train"]) + len(found["test"]) == 15
     source.load()
-    assert source.dropped["other_files"] == 2  # loading again counts nothing twice
+    assert source.dropped["other_files"] == 4  # loading again counts nothing twice
 
 
 # ---------------------------------------------------------------------------------------------------- size and channels
@@ -185,7 +190,9 @@ def test_files_that_did_not_change_are_not_read_again(photos, tmp_path, monkeypa
     for path in photos.rglob("*.png"):
         os.utime(path, (1, 1))
     source = ImageFolder(str(photos), cache=str(tmp_path / "cache"))
-    identity = source.sha256()
+    with monkeypatch.context() as patch:
+        patch.setattr(image_folder, "RECENT_NS", 0)
+        identity = source.sha256()
     read = []
     original = image_folder._sha256
     monkeypatch.setattr(image_folder, "_sha256", lambda path: read.append(Path(path).name) or original(path))
@@ -199,6 +206,27 @@ def test_files_that_did_not_change_are_not_read_again(photos, tmp_path, monkeypa
         draw(photos / "cats" / "3.png", 3)
         os.utime(photos / "cats" / "3.png", (1, 1))
         assert source.sha256() == identity
+
+
+def test_a_file_of_another_s_size_and_time_is_read(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_folder, "RECENT_NS", 0)
+    cat, dog = photos / "cats" / "0.png", photos / "dogs" / "0.png"
+    for path in (cat, dog):
+        path.write_bytes(path.read_bytes().ljust(200, b" "))
+        os.utime(path, (1, 1))
+    source = ImageFolder(str(photos), cache=str(tmp_path / "cache"))
+    seen = [source.sha256()]
+    for change in ("exchanged", "written"):
+        if change == "exchanged":
+            cat.rename(tmp_path / "x")
+            dog.rename(cat)
+            (tmp_path / "x").rename(dog)
+        else:
+            dog.write_bytes(cat.read_bytes())
+        os.utime(dog, (1, 1))
+        seen.append(source.sha256())
+        assert seen[-1] == ImageFolder(str(photos)).sha256()
+    assert len(set(seen)) == 3
 
 
 def test_identity_needs_neither_torch_nor_pillow(photos):
@@ -233,7 +261,10 @@ def test_images_are_decoded_once(photos, tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").glob(".*"))
 
 
-@pytest.mark.parametrize("damage", ["bytes", "cut", "no json", "wrong json", "no array"])
+@pytest.mark.parametrize(
+    "damage",
+    ["bytes", "cut", "no json", "wrong json", "deep json", "no array", "signed", "other shape", "row 99", "row -1"],
+)
 def test_a_damaged_cache_is_made_anew(photos, tmp_path, damage):
     source = ImageFolder(str(photos), cache=str(tmp_path / "cache"))
     before = source.load()["train"].x
@@ -243,6 +274,15 @@ def test_a_damaged_cache_is_made_anew(photos, tmp_path, damage):
         array.write_bytes(content[:-1] + bytes([content[-1] ^ 255]))
     elif damage == "cut":
         array.write_bytes(content[:-8])
+    elif damage in ("signed", "other shape"):
+        old, new = (b"'|u1'", b"'|i1'") if damage == "signed" else (b"4, 4)", b"2, 8)")
+        assert old in content
+        array.write_bytes(content.replace(old, new))
+    elif damage.startswith("row"):
+        meta = json.loads(array.with_suffix(".json").read_text())
+        array.with_suffix(".json").write_text(json.dumps(meta | {"unread": {damage.split()[1]: "x"}}))
+    elif damage == "deep json":
+        array.with_suffix(".json").write_text("[" * 100_000)
     elif damage == "no array":
         array.unlink()
     elif damage == "no json":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 
@@ -226,7 +227,13 @@ def test_a_folder_is_walked_in_order(tmp_path):
     for name in ("b.PNG", "a.jpeg", "notes.txt", ".c.png", "z/y.tif", "z/Thumbs.db", ".git/x.png", "__MACOSX/q.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "z" / "pipe.png")  # would be waited for
+    (tmp_path / "z" / "folder.png").mkdir()
+    (tmp_path / "z" / "gone.png").symlink_to("nowhere")
+    (tmp_path / "z" / "circle").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "z" / "x.png").symlink_to(tmp_path / "b.PNG")
     assert [tuple(map(list, listing)) for listing in images.walk(tmp_path)] == [
-        (["a.jpeg", "b.PNG"], ["notes.txt"], [".c.png", ".git", "__MACOSX"]),
-        (["z/y.tif"], ["z/Thumbs.db"], []),
+        (["a.jpeg", "b.PNG"], ["notes.txt"], [".c.png", ".git", "__MACOSX"], []),
+        (["z/x.png", "z/y.tif"], ["z/Thumbs.db", "z/pipe.png"], [], ["z/circle", "z/gone.png"]),
+        ([], [], [], []),
     ]

@@ -181,10 +181,44 @@ def test_filters_by_words_options_figures_and_status(opened: Opened) -> None:
 
     assert kept("lenet5 lr=0.01") == ["lenet5, lr=0.01"] and page.inner_text("#count") == "2 of 10 runs"
     assert kept("accuracy>94.9 train<10") == ["lenet5, lr=0.01"]
+    assert kept("simple_net lr=1e-2") == ["simple_net, lr=0.01"]
+    assert kept("lr=0.0") == [] and kept("model=lenet") == []  # no parts of values
+    assert kept("lr<1e-1") == ["lenet5, lr=0.01", "simple_net, lr=0.01"]
+    assert kept("accuracy>=9.82e1") == ["lenet5, lr=0.1"] and page.inner_text("#count") == "1 of 10 runs"
+    assert kept("status=failed seed=2") == ["lenet5, lr=0.1"]
     assert kept("nothing of the kind") == [] and "No run passes" in page.inner_text("#table")
     assert len(kept("")) == 5
     page.select_option("#status", "failed")
     assert opened.names() == ["lenet5, lr=0.1"] and page.inner_text("#count") == "1 of 10 runs"
+
+
+@in_browser
+def test_a_group_shows_the_mean_of_the_runs_that_pass(browser: Any, tmp_path: Path) -> None:
+    accuracies = {0.1: (0.90, 0.92, 0.97, 0.99), 0.15: (0.80,)}
+    made = [record(lr=lr, seed=s, accuracy=a, train=8.0 + s) for lr, of in accuracies.items() for s, a in enumerate(of)]
+    made[3].run.seed = made[3].config["seed"] = made[3].config["data"]["seed"] = 10
+    write(tmp_path, *made)
+    report([tmp_path], plots=False)
+    opened = Opened(browser, tmp_path / "report.html")
+
+    def row(query: str) -> list[str]:
+        opened.page.fill("#query", query)
+        opened.page.wait_for_timeout(200)
+        assert opened.names() == ["lr=0.1"]
+        cells = [
+            f"#table tbody td >> nth={i}"
+            for i in opened.page.evaluate(
+                "[...document.querySelectorAll('#table th')].flatMap((th, i) => "
+                "['seeds', 'test/accuracy', 'train_s'].includes(th.dataset.key) ? [i] : [])"
+            )
+        ]
+        return [opened.page.inner_text(cell) for cell in cells]
+
+    assert row("lr=0.1") == ["4", "94.50 ± 6.69", "9.50"]
+    assert row("lr=0.1 accuracy<95") == ["2 of 4 runs", "91.00", "8.500"]
+    assert row("lr=0.1 seed=1") == ["1 of 4 runs", "92.00", "9.00"]
+    assert opened.wrong == []
+    opened.context.close()
 
 
 @in_browser

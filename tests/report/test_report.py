@@ -20,6 +20,7 @@ from frugal.errors import FrugalError
 from frugal.record import Latency
 from frugal.report import main, report, summary
 from frugal.report.figures import artefact_latency, train_seconds
+from frugal.report.text import cell_text
 
 
 def table(text: str) -> list[dict[str, str]]:
@@ -120,6 +121,7 @@ def test_only_failures_make_a_report_too(tmp_path: Path) -> None:
         b"",
         b'{"schema": 1, "status": "completed", "config": [1]}',
         b'{"schema": 1, "latency": [{"backend": "x"}]}',
+        b'{"schema": 1, "config": ' + b'{"a": ' * 100_000,
     ],
 )
 def test_a_foreign_file_is_named_and_skipped(tmp_path: Path, content: bytes) -> None:
@@ -129,6 +131,44 @@ def test_a_foreign_file_is_named_and_skipped(tmp_path: Path, content: bytes) -> 
     made = report([tmp_path], plots=False)
     assert made.statuses == {"completed": 1}
     assert len(made.skipped) == 1 and "alien" in made.skipped[0] and "\n" not in made.skipped[0]
+
+
+def test_one_odd_value_costs_its_own_record_only(tmp_path: Path) -> None:
+    """What a report groups or compares by has its type, or the record is skipped by its key."""
+    odd = [
+        *[("fingerprint", name, []) for name in ("device", "threads", "python", "data_sha256", "effective_batch")],
+        *[("run", name, {}) for name in ("hash", "command", "source_sha256", "seed")],
+        ("run", "hash", None),
+        ("config", "seed", []),
+        ("run", "seed", True),
+        ("time", "ledger_s", {"startup": "long"}),
+        *[("latency", name, float("nan")) for name in ("batch", "threads", "backend", "status")],
+    ]
+    write(tmp_path, record(), *(record(lr=0.5) for _ in odd))
+    for index, (section, name, value) in enumerate(odd, 1):
+        file = tmp_path / f"run{index:04d}" / "record.json"
+        plain = json.loads(file.read_text())
+        (plain["latency"][1] if section == "latency" else plain[section])[name] = value
+        file.write_text(json.dumps(plain))
+    made = report([tmp_path], plots=False)
+    assert made.statuses == {"completed": 1} and len(made.skipped) == len(odd)
+    for (section, name, _), line in zip(odd, made.skipped, strict=True):
+        assert f"record.json: not a record ({section}.{name}" in line and "\n" not in line
+
+
+def test_a_figure_beyond_a_float_is_left_out_and_half_a_surrogate_dropped(tmp_path: Path) -> None:
+    made = [record(seed=0), record(seed=1), record(seed=2, model="\ud800net", name="a\udc00b")]
+    made[0].quality["test/accuracy"] = 10**400
+    made[1].quality["test/loss"] = 1e300
+    write(tmp_path, *made)
+    first, second = table(report([tmp_path], plots=False).csv)
+    assert first["test/accuracy"] == "0.9" and first["option.model"] in ("simple_net", "net")
+    assert {first["option.model"], second["option.model"]} == {"simple_net", "net"}
+
+
+def test_no_cell_is_a_formula() -> None:
+    assert [cell_text(word) for word in ("=1+1", "+a", "-b", "@c")] == ["'=1+1", "'+a", "'-b", "'@c"]
+    assert [cell_text(word) for word in ("-1.5e-3", "a\n=b", -2, None, True)] == ["-1.5e-3", "a =b", -2, None, "true"]
 
 
 @pytest.mark.parametrize("name", ["missing", "empty"])

@@ -27,6 +27,10 @@ KINDS |= dict.fromkeys(("y", "labels", "label", "targets", "target"), "y")
 SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 NAMES = {"feature_names": "features", "class_names": "classes", "target_names": "classes"}
 CHANNELS = (1, 2, 3, 4)  # what a dimension of images is taken for channels by
+MERGED = 0.1  # of a column's distinct values: where float32 makes more than these equal to others, it cannot stand in
+LOOKED_AT = 1 << 12  # rows of a table by which this is seen
+VALUES_LOOKED_AT = 1 << 22
+NOISE = 1e-12  # relative differences below are those of computing, which float32 may lose
 OWN_CLASSES = 20  # samples with a class of their own each, from which on targets cannot be classes
 NPY, NPZ = b"\x93NUMPY", b"PK"  # how their files begin
 
@@ -111,6 +115,10 @@ class ArrayFile(ArraySource):
                 raise DataError(f"{self.path}: {len(x):,} samples and {len(parts[split]['y']):,} targets in {split}")
             if not len(x):
                 raise DataError(f"{self.path}: no sample in {split}")
+            if x.ndim == 2:
+                columns = self.given_names or names.get("features") or []
+                columns = columns if len(columns) == x.shape[1] else [str(column) for column in range(x.shape[1])]
+                self._refuse_merged(parts[split]["x"], split, [f"column {column}" for column in columns])
             samples[split], targets[split] = x, parts[split]["y"]
         shapes = {name: x.shape[1:] for name, x in samples.items()}
         for split, shape in shapes.items():
@@ -167,6 +175,7 @@ class ArrayFile(ArraySource):
             y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
             if y.ndim != 1 or y.dtype.kind not in "biuf":
                 raise DataError(f"{self.path}: targets of {split} are {_said(y)}; a regression takes one number each")
+            self._refuse_merged(y, split, ["targets"])
             found[split] = _float32(y)  # NaN and infinity are for preprocess.broken
         return found
 
@@ -174,8 +183,12 @@ class ArrayFile(ArraySource):
         """Labels 0, 1, 2, ... (N,); sets `class_names` where they were anything else, or had names beside them."""
         plain = {split: self._classes_of(split, y) for split, y in targets.items()}
         values = np.unique(plain["train"])
-        if given is not None and values.dtype.kind == "i":
-            values, self.class_names = np.arange(len(given)), list(given)
+        if given is not None:
+            double = next((name for name in given if given.count(name) > 1), None)
+            if double is not None:
+                raise DataError(f"{self.path}: class_names have {double!r} twice; give each class a name of its own")
+            self.class_names = list(given)
+            values = np.arange(len(given)) if values.dtype.kind == "i" else np.array(given, dtype=str)
         elif values.dtype.kind != "i" or not np.array_equal(values, np.arange(len(values))):
             self.class_names = [str(value) for value in values.tolist()]
         for split, y in plain.items():
@@ -183,7 +196,7 @@ class ArrayFile(ArraySource):
                 raise DataError(f"{self.path}: targets are text in one split and numbers in another")
             strange = np.setdiff1d(y, values)
             if len(strange):
-                lacks = "class_names lack" if given is not None and values.dtype.kind == "i" else "train lacks"
+                lacks = "train lacks" if given is None else "class_names lack"
                 raise DataError(f"{self.path}: {split} has the class {strange[0]}, which {lacks}")
         if len(values) < 2:
             raise DataError(f"{self.path}: only the class {values[0]} to train on; a classifier needs two or more")
@@ -193,7 +206,8 @@ class ArrayFile(ArraySource):
                 "where targets are quantities, set data.task=regression model=linear preprocess=features"
             )
         self.classes = len(values)
-        return {split: np.searchsorted(values, y).astype(np.int64) for split, y in plain.items()}
+        order = np.argsort(values)  # of names that were given
+        return {split: order[np.searchsorted(values, y, sorter=order)].astype(np.int64) for split, y in plain.items()}
 
     def _classes_of(self, split: str, y: np.ndarray) -> np.ndarray:
         """The classes of a split as int64 or text (N,)."""
@@ -215,6 +229,13 @@ class ArrayFile(ArraySource):
                 f"{what} are fractions like {y[y != np.rint(y)][0]:g}, and a class is a whole number or text; "
                 "where they are quantities, set data.task=regression model=linear preprocess=features"
             )
+        outside = np.zeros(len(y), dtype=bool)  # of int64
+        if y.dtype.kind == "u":
+            outside = y > np.iinfo(np.int64).max
+        elif y.dtype.kind == "f":
+            outside = (y >= np.float64(2**63)) | (y < np.float64(-(2**63)))
+        if outside.any():
+            raise DataError(f"{what}: {y[outside][0]:g} is more than a label can be; number the classes 0, 1, 2, ...")
         return y.astype(np.int64)
 
     def _name_features(self, found: list[str] | None, shape: tuple[int, ...]) -> None:
@@ -224,6 +245,21 @@ class ArrayFile(ArraySource):
                 f"{self.path}: {len(names)} feature_names for samples {list(shape)}; name each column of a table"
             )
         self.feature_names = names
+
+    def _refuse_merged(self, values: np.ndarray, split: str, names: list[str]) -> None:
+        """Raises DataError where float32 makes distinct values of a column, or of targets, the same: those of a large
+        offset, like times in seconds. A part of the rows is looked at, the first and some of all."""
+        if np.can_cast(values.dtype, np.float32):
+            return
+        table = values.reshape(len(values), -1)
+        few = max(2, min(LOOKED_AT, VALUES_LOOKED_AT // table.shape[1]) // 2)
+        some = table if len(table) <= 2 * few else np.concatenate([table[:few], table[:: -(-len(table) // few)]])
+        before, after = _distinct(some), _distinct(_float32(some))
+        for column in np.flatnonzero(before - after > MERGED * before)[:1]:
+            raise DataError(
+                f"{self.path}: {names[column]} of {split}: float32 makes {before[column]:,} distinct values "
+                f"{after[column]:,}; subtract an offset, their mean say, or save them as float32"
+            )
 
 
 # ----------------------------------------------------------------------------------------------- also for predictions
@@ -297,6 +333,15 @@ def to_samples(x: np.ndarray, layout: Layout, what: str) -> np.ndarray:
 def _float32(array: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):  # infinite then, which is looked for elsewhere
         return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _distinct(table: np.ndarray) -> np.ndarray:
+    """How many values of each column (N, F) differ from others by more than the noise of computing: (F,)."""
+    ordered = np.sort(table, axis=0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        steps = np.diff(ordered, axis=0)
+        noise = NOISE * np.abs(ordered[1:]) if table.dtype.kind == "f" else 0
+        return 1 + np.asarray(~(steps <= noise)).sum(axis=0)  # infinity and NaN are looked for elsewhere
 
 
 def role(name: str) -> tuple[str, str] | None:

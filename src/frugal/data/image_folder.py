@@ -4,8 +4,8 @@ Images are decoded once (see `images.py`) and kept as one array below the cache 
 of how they were read:
 
     cache/images-<hash>.npy     uint8 (N, C, H, W), a row a file, zeros where one cannot be read
-    cache/images-<hash>.json    which rows those are, and the array's checksum
-    cache/hashes-<hash>.json    of the files of one folder, with the sizes and times of change that they hold for
+    cache/images-<hash>.json    which rows those are, and the file's checksum
+    cache/hashes-<hash>.json    of the files of one folder, with the sizes, times and inodes that they hold for
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import time
@@ -33,7 +34,7 @@ from frugal.data.text_file import told
 from frugal.errors import DataError, SettingsError
 from frugal.record import write_atomic
 
-FORMAT = 1  # of the cache; another one decodes everything anew
+FORMAT = 2  # of the cache; another one decodes everything anew
 SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}  # folders' names
 OWN_SIZE = 256  # pixels of a side up to which images that are all of one size keep it
 OTHER_SIZE = 32  # pixels of a side of all others
@@ -47,7 +48,7 @@ class ImageFolder(ArraySource):
 
     Beside train/ there may be test/ and val/ with the same classes. Without test/, the share `test_fraction` of each
     class is cut with `split_seed`; images whose pixels are equal stay on one side. Folders within a class's folder
-    belong to it.
+    belong to it; links to folders are followed where they are a class or a split, and passed over within a class.
 
     `size` is a side of a square or [height, width]; None takes that of the images where they all have the same, of at
     most 256 pixels a side, else 32. `channels` is 1 or 3; None takes 1 where all images are grey. `cache` is where
@@ -134,26 +135,27 @@ class ImageFolder(ArraySource):
         if self.cache is not None:
             name = hashlib.sha256(str(self.path.absolute()).encode()).hexdigest()[:16]
             kept_at = self.cache / f"hashes-{name}.json"
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, RecursionError):
                 known = json.loads(kept_at.read_text())
         known = known if isinstance(known, dict) else {}
         status = _each_file(self.path, files, os.stat)
-        stamps = [[found.st_size, found.st_mtime_ns] for found in status]
+        # a time of change may be set to any, but not that of the inode, and files may change their names
+        stamps = [[found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino] for found in status]
         changed = [i for i, name in enumerate(files) if not _holds(known.get(name), stamps[i])]
         if not changed:
-            return [known[name][2] for name in files]
+            return [known[name][-1] for name in files]
         with console.progress("Hashing images", sum(stamps[i][0] for i in changed), "B") as bar:
             digests = _each_file(self.path, [files[i] for i in changed], _sha256)
             for i, digest in zip(changed, digests, strict=False):
                 known[files[i]] = [*stamps[i], digest]
                 bar.advance(stamps[i][0])
         latest = time.time_ns() - RECENT_NS
-        keep = {name: known[name] for name, stamp in zip(files, stamps, strict=True) if stamp[1] < latest}
+        keep = {name: known[name] for name, stamp in zip(files, stamps, strict=True) if max(stamp[1:3]) < latest}
         if kept_at is not None and keep:
             with contextlib.suppress(OSError):  # then they are hashed again
                 kept_at.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(kept_at, json.dumps(keep))
-        return [known[name][2] for name in files]
+        return [known[name][-1] for name in files]
 
     # -------------------------------------------------------------------------------------------------- decoded images
     def _decoded(self, files: Sequence[str]) -> tuple[np.ndarray, dict[int, str]]:
@@ -169,17 +171,14 @@ class ImageFolder(ArraySource):
         path = self.cache / f"images-{hashlib.sha256(repr(how).encode()).hexdigest()[:16]}.npy"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            unread_there = _whole(path)
-            if unread_there is None:
-                unread_there = self._make(path, files)
-            return np.load(path, mmap_mode="r"), unread_there
+            return _whole(path, len(files)) or self._make(path, files)
         except OSError as error:
             raise DataError(
                 f"{error.filename or path}: the decoded images cannot be kept there ({error.strerror}); "
                 "set paths.cache_dir (FRUGAL_CACHE_DIR) to a folder with room"
             ) from None
 
-    def _make(self, path: Path, files: Sequence[str]) -> dict[int, str]:
+    def _make(self, path: Path, files: Sequence[str]) -> tuple[np.ndarray, dict[int, str]]:
         """Write the array beside its place, then rename it. Another process that wants the same waits."""
         with open(path.with_name(f".{path.name}.part"), "ab") as file:
             try:
@@ -187,21 +186,23 @@ class ImageFolder(ArraySource):
             except BlockingIOError:
                 console.say(f"{path.name}: another process is making it; waiting")
                 fcntl.flock(file, fcntl.LOCK_EX)
-            made = _whole(path)
+            made = _whole(path, len(files))
             if made is not None:
                 return made
             file.truncate(0)  # of one that was killed
             unread: dict[int, str] = {}
             shape = self._shape(files)
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            checksum = hashlib.sha256()
+            head = io.BytesIO()
+            np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            file.write(head.getvalue())
+            checksum = hashlib.sha256(head.getvalue())
             for row in self._rows(files, shape, unread):
                 file.write(row.data)
                 checksum.update(row.data)
             file.flush()
             write_atomic(path.with_suffix(".json"), json.dumps({"sha256": checksum.hexdigest(), "unread": unread}))
             os.replace(file.name, path)
-            return unread
+            return np.load(path, mmap_mode="r"), unread
 
     def _rows(self, files: Sequence[str], shape: tuple[int, ...], unread: dict[int, str]) -> Iterator[np.ndarray]:
         blank = np.zeros(shape[1:], np.uint8)
@@ -244,7 +245,7 @@ class ImageFolder(ArraySource):
 
 
 def _holds(known: Any, stamp: list[int]) -> bool:
-    return isinstance(known, list) and len(known) == 3 and known[:2] == stamp and isinstance(known[2], str)
+    return isinstance(known, list) and known[:-1] == stamp and isinstance(known[-1], str)
 
 
 def _each_file(folder: Path, files: Sequence[str], ask: Callable[[str], T]) -> Iterator[T]:
@@ -261,21 +262,24 @@ def _sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _whole(path: Path) -> dict[int, str] | None:
-    """Which rows of a kept array could not be read, and why; None where it is missing or damaged."""
+def _whole(path: Path, rows: int) -> tuple[np.ndarray, dict[int, str]] | None:
+    """A kept array and which of its rows could not be read, and why; None where it is missing or damaged."""
     try:
         meta = json.loads(path.with_suffix(".json").read_text())
-        with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            if version != (1, 0):
-                return None
-            np.lib.format.read_array_header_1_0(file)
-            if hashlib.file_digest(file, "sha256").hexdigest() != meta["sha256"]:
-                console.say(f"{path}: not what was written; the images are decoded anew")
-                return None
-        return {int(row): str(reason) for row, reason in meta["unread"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        if _sha256(str(path)) == meta["sha256"]:
+            array = np.load(path, mmap_mode="r")
+            unread = {int(row): str(reason) for row, reason in meta["unread"].items()}
+            if (
+                array.dtype == np.uint8
+                and len(array.shape) == 4
+                and len(array) == rows
+                and all(0 <= row < rows for row in unread)
+            ):
+                return array, unread
+        console.say(f"{path}: not what was written; the images are decoded anew")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    return None
 
 
 # ---------------------------------------------------------------------------------------------------------- the folders
@@ -330,7 +334,7 @@ def _folders(path: Path, counts: Counter[str]) -> list[str]:
             for entry in entries:
                 if is_hidden(entry.name):
                     counts["hidden_files"] += 1
-                elif entry.is_dir():
+                elif os.path.isdir(entry.path):  # entry.is_dir() raises where a link leads to itself
                     found.append(entry.name)
                 else:
                     counts["images_without_a_class" if is_image(entry.name) else "other_files"] += 1
@@ -375,4 +379,5 @@ def _images(folder: Path) -> tuple[list[str], Counter[str]]:
         images += listing.images
         counts["other_files"] += len(listing.others)
         counts["hidden_files"] += len(listing.hidden)
+        counts["links_not_followed"] += len(listing.links)
     return images, +counts

@@ -68,9 +68,10 @@ class Decoded:
 class Listing(NamedTuple):
     """What lies in one folder, as paths relative to the folder that is walked, in order of their names."""
 
-    images: list[str]
+    images: list[str]  # regular files
     others: list[str]
     hidden: list[str]  # files, and folders that are passed over whole
+    links: list[str]  # to folders, which might lead in a circle, and images' to nothing
 
 
 def walk(folder: Path) -> Iterator[Listing]:
@@ -84,8 +85,18 @@ def walk(folder: Path) -> Iterator[Listing]:
         hidden = sorted(name for name in (*folders, *files) if is_hidden(name))
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         shown = sorted(name for name in files if not is_hidden(name))
-        images, others = [n for n in shown if is_image(n)], [n for n in shown if not is_image(n)]
-        yield Listing(*([os.path.normpath(os.path.join(inside, n)) for n in part] for part in (images, others, hidden)))
+        images, others = [], []
+        links = [name for name in folders if os.path.islink(os.path.join(at, name))]
+        for name in shown:
+            path = os.path.join(at, name)
+            if not is_image(name):
+                others.append(name)
+            elif os.path.isfile(path):
+                images.append(name)
+            else:  # a pipe would be waited for without end
+                (links if os.path.islink(path) and not os.path.exists(path) else others).append(name)
+        parts = (images, others, hidden, links)
+        yield Listing(*([os.path.normpath(os.path.join(inside, n)) for n in part] for part in parts))
 
 
 def is_image(name: str) -> bool:

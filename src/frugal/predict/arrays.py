@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -56,6 +56,7 @@ class Input:
     key: str  # what items are called by, "file" or "row"
     items: Iterator[Item]
     counts: Counter[str]
+    notes: list[str] = field(default_factory=list)
 
 
 class Model:
@@ -104,26 +105,29 @@ def predict(cfg: DictConfig, network: nn.Module, description: Description, path:
     model = Model(network, description, path)
     given = open_input(str(cfg.input), model)
     size, rows_done, predicted = int(cfg.batch_size), 0, 0
-    first: Item | None = None
+    first: tuple[str | int, str] | None = None  # that could not be used, and why
     started = time.perf_counter()
     with output(cfg.output) as write:
         rows = Rows(cfg, write, given.key, model.names, errors=True)
         while batch := list(islice(given.items, size)):
             batch = [_stored(item, model) for item in batch]
-            first = first or batch[0]
             samples = [item.array for item in batch if item.array is not None]
             found = iter(model(samples) if samples else [])
             for item in batch:
-                rows.add(item.key, None if item.array is None else next(found), item.error)
+                error = rows.add(item.key, None if item.array is None else next(found), item.error)
+                if error is None:
+                    predicted += 1
+                else:
+                    first = first or (item.key, error)
             rows.flush()
-            rows_done, predicted = rows_done + len(batch), predicted + len(samples)
-        if first is None:
+            rows_done += len(batch)
+        if not rows_done:
             raise DataError(f"{given.name}: holds nothing to predict for{told(given.counts)}")
         seconds = time.perf_counter() - started
-        if not predicted:
-            raise DataError(f"{given.name}: nothing in it can be used; {first.key}: {first.error}")
+        if first is not None and not predicted:
+            raise DataError(f"{given.name}: nothing in it can be used; {first[0]}: {first[1]}")
         said = [f"{rows_done - predicted:,} of {rows_done:,} cannot be used: see error"] * (predicted < rows_done)
-        for line in (*said, told(given.counts).strip(" ()")):
+        for line in (*given.notes, *said, told(given.counts).strip(" ()")):
             if line:
                 print(f"frugal: {line}", file=sys.stderr)
     print(
@@ -172,6 +176,7 @@ def open_input(name: str, model: Model) -> Input:
             names += listing.images
             given.counts["other_files"] += len(listing.others)
             given.counts["hidden_files"] += len(listing.hidden)
+            given.counts["links_not_followed"] += len(listing.links)
         given.key, given.items = "file", _pictures(names, (path / file for file in names), model, given)
         return given
     try:
@@ -271,7 +276,9 @@ def _rows(lines: Iterator[bytes], model: Model, given: Input) -> Iterator[Item]:
     except csv.Error as error:
         raise DataError(f"{given.name}: its first row cannot be read ({error})") from None
     named, places = _columns(header, model, given)
-    if not named:
+    if named:
+        given.notes.append("the first row is taken for the columns' names")
+    else:
         rows = chain([header], rows)
     return _parsed(rows, header, places, model, given)
 
@@ -290,8 +297,7 @@ def _delimiter(line: str, width: int, features: Sequence[str] | None) -> str:
 def _columns(header: list[str], model: Model, given: Input) -> tuple[bool, list[int]]:
     """Whether the first row names the columns, and where the features stand: by their names, else in order."""
     width = math.prod(model.shape)
-    counted = header == [str(i) for i in range(len(header))] and len(header) > 2  # what numbered columns are called
-    named = counted or (any(header) and not any(map(is_number, header)))
+    named = any(header) and not any(map(is_number, header))  # a row of numbers is a sample
     if model.features is not None:
         folded = {cell.casefold(): i for i, cell in reversed(list(enumerate(header)))}
         exact = {cell: i for i, cell in reversed(list(enumerate(header)))}

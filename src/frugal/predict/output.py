@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import sys
 import tempfile
@@ -16,6 +17,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from frugal.errors import DataError
+from frugal.report.text import cell_text
+from frugal.report.units import one_line
 
 Write = Callable[[str], None]
 
@@ -87,8 +90,14 @@ class Rows:
             columns = ["prediction"] if names is None else ["label", "probability"]
             self._table.writerow([key, *columns, *(["error"] if errors else [])])
 
-    def add(self, key: str | int, found: Sequence[float] | None, error: str | None = None) -> None:
-        """One row: of the probabilities of all classes, or of one number. None: nothing could be predicted."""
+    def add(self, key: str | int, found: Sequence[float] | None, error: str | None = None) -> str | None:
+        """One row: of the probabilities of all classes, or of one number. None: nothing could be predicted.
+
+        Returns the row's error: the one given, or that the network gave no number.
+        """
+        if found is not None and not all(map(math.isfinite, found)):
+            error = f"the network gave {'NaN' if any(map(math.isnan, found)) else 'infinity'}"
+            found = None
         plain: dict[str, Any]
         cells: list[Any]
         if self.names is None:
@@ -105,10 +114,18 @@ class Rows:
             plain = {self.key: key, **plain, **({"error": error} if error else {})}
             self._buffer.write(json.dumps(plain, ensure_ascii=False) + "\n")
         else:
-            self._table.writerow([key, *cells, *([error or ""] if self.errors else [])])
+            row = [key, *cells, *([error or ""] if self.errors else [])]
+            self._table.writerow([_guarded(cell) for cell in row])
+        return error
 
     def flush(self) -> None:
         """Pass on what was added."""
         self.write(self._buffer.getvalue())
         self._buffer.seek(0)
         self._buffer.truncate()
+
+
+def _guarded(cell: Any) -> Any:
+    """A cell that no spreadsheet runs, with the mark of the report's tables before it. A file's name or a text stays as
+    it is but for that."""
+    return f"'{cell}" if isinstance(cell, str) and cell_text(cell) != one_line(cell) else cell

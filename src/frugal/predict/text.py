@@ -119,11 +119,15 @@ def classify(cfg: DictConfig, network: nn.Module, description: Description, path
         raise RunError(f"{path}: describes itself wrongly ({len(names)} names of classes for {classes} classes)")
     with output(cfg.output) as write:
         rows = Rows(cfg, write, "text", names, errors=False)
-        for i, text in enumerate(texts):
-            rows.add(text, found.get(i))
+        errors = [rows.add(text, found.get(i)) for i, text in enumerate(texts)]
         rows.flush()
+        failed = sum(error is not None for error in errors)
+        if failed == len(full):
+            raise RunError(f"{path}: {next(filter(None, errors))} for each text")
     if len(full) < len(texts):
         print(f"frugal: {len(texts) - len(full):,} empty text(s) without a label", file=sys.stderr)
+    if failed:
+        print(f"frugal: {failed:,} text(s) without a label: {next(filter(None, errors))}", file=sys.stderr)
     print(
         f"frugal: {len(full):,} texts in {seconds:.2f} s, {len(full) / max(seconds, 1e-9):,.0f} samples/s "
         f"(batch {size}, {torch.get_num_threads()} thread(s), {shown(path)})",

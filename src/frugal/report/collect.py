@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Any, get_args
 from frugal.errors import FrugalError, RunError
 from frugal.record import FILE_NAME, Record, Status
 from frugal.report.units import one_line
+
+LARGEST = 1e150
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def collect(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
     for file in find([path for path in paths if path.exists()]):
         try:
             runs.append(Run(checked(Record.read(file), file), file))
-        except (FrugalError, OSError, ValueError) as error:  # ValueError: not text
+        except (FrugalError, OSError, ValueError, RecursionError) as error:  # not text; nested too deep
             reason = error.strerror if isinstance(error, OSError) else error
             text = one_line(reason or error)
             skipped.append(text if text.startswith(str(file)) else f"{file}: {text}")
@@ -119,12 +120,34 @@ def checked(record: Record, file: Path) -> Record:
     """Refuse what reads as a record but has other types than a record, so that no later line stumbles on it."""
     if record.status not in get_args(Status):
         raise RunError(f"{file}: not a record (status {record.status!r})")
-    for key, kind in (("config", dict), ("quality", dict), ("data", dict), ("techniques", dict), ("absent", dict)):
-        if not isinstance(getattr(record, key), kind):
+    for key in ("config", "quality", "data", "techniques", "absent"):
+        if not isinstance(getattr(record, key), dict):
             raise RunError(f"{file}: not a record ({key} is no mapping)")
     if not isinstance(record.time.ledger_s, dict):
         raise RunError(f"{file}: not a record (time.ledger_s is no mapping)")
+    for key, value, kinds in _typed(record):
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise RunError(f"{file}: not a record ({key} is {one_line(value, 40)!r})")
     return record
+
+
+def _typed(record: Record) -> Iterator[tuple[str, Any, tuple[type, ...]]]:
+    """Key, value and types of what a report groups, sorts or compares by. Figures are not among them: `number` leaves
+    out what is none."""
+    nothing = type(None)
+    for name, value in vars(record.fingerprint).items():
+        yield f"fingerprint.{name}", value, (int if name in ("threads", "effective_batch") else str, nothing)
+    for name in ("hash", "command", "source_sha256"):
+        yield f"run.{name}", getattr(record.run, name), (str,)
+    yield "run.seed", record.run.seed, (int, nothing)
+    yield "config.seed", record.config.get("seed"), (int, nothing)
+    for name, seconds in record.time.ledger_s.items():
+        yield f"time.ledger_s.{name}", seconds, (int, float, nothing)
+    for row in record.latency:
+        yield "latency.backend", row.backend, (str,)
+        yield "latency.status", row.status, (str,)
+        yield "latency.batch", row.batch, (int,)
+        yield "latency.threads", row.threads, (int,)
 
 
 def is_evaluation(record: Record) -> bool:
@@ -133,7 +156,8 @@ def is_evaluation(record: Record) -> bool:
 
 
 def number(value: object) -> float | None:
-    """A finite figure, or None: what a record holds may come from another program."""
+    """A finite figure, or None: what a record holds may come from another program. None also where no float holds its
+    square, which an interval needs."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    return float(value) if abs(value) < LARGEST else None  # NaN is not less

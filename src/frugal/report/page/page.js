@@ -78,11 +78,28 @@
   // A row is a group (with those of its runs that pass the filter) or one run.
   function groupRow(g, runs) { return { id: `g${g}`, g, runs, group: D.groups[g], name: D.groups[g].label }; }
   function runRow(r) { return { id: `r${r}`, r, g: D.runs[r].group, runs: [r], run: D.runs[r], group: D.groups[D.runs[r].group], name: D.runs[r].name }; }
-  function single(row) { return row.run || (row.group.mean ? null : D.runs[row.group.runs[0]]); }
-  function value(row, f) { const run = single(row); return run ? run.figures[f] : row.group.mean[f]; }
-  function half(row, f) { return single(row) ? null : row.group.half[f]; }
-  function text(row, f) { const run = single(row); return run ? run.text[f] : row.group.text[f]; }
-  function why(row, f) { const run = single(row) || D.runs[row.group.runs[0]]; return f in run.why ? D.reasons[run.why[f]] : "no run of this group has it"; }
+  function single(row) { return row.run || (row.runs.length === 1 ? D.runs[row.runs[0]] : null); }
+  function isPart(row) { return !row.run && row.runs.length < row.group.runs.length; } // the filter hides others of the group
+  function value(row, f) { const run = single(row); return run ? run.figures[f] : isPart(row) ? meanOf(row, f) : row.group.mean[f]; }
+  function half(row, f) { return single(row) || isPart(row) ? null : row.group.half[f]; }
+  function text(row, f) {
+    const run = single(row);
+    if (run) return run.text[f];
+    if (!isPart(row)) return row.group.text[f];
+    const mean = meanOf(row, f), per = D.figures[f].per, shown = unique(completed(row).map((r) => D.runs[r].text[f]).filter((word) => word != null));
+    return mean == null ? null : shown.length === 1 ? shown[0] : D.figures[f].unit === "%" ? (mean / per).toFixed(2) : significant(mean / per, 4);
+  }
+  function completed(row) { return row.runs.filter((r) => D.runs[r].state === "completed"); }
+  function meanOf(row, f) { // of the runs shown, repeats of a seed as one (as Group.by_seed in Python)
+    const bySeed = new Map();
+    for (const r of completed(row)) {
+      const { seed, figures } = D.runs[r], key = seed == null ? r : `seed ${seed}`;
+      if (figures[f] != null) bySeed.set(key, [...(bySeed.get(key) || []), figures[f]]);
+    }
+    const mean = (values) => values.reduce((sum, v) => sum + v, 0) / values.length;
+    return bySeed.size ? mean([...bySeed.values()].map(mean)) : null;
+  }
+  function why(row, f) { const run = single(row) || D.runs[row.runs[0]]; return f in run.why ? D.reasons[run.why[f]] : "no run of this group has it"; }
   function label(row) { // what tells it from the others; a run's name where its group and seed do not
     if (!row.run || row.group.runs.length === 1) return row.group.label;
     const alike = row.group.runs.filter((r) => D.runs[r].seed === row.run.seed);
@@ -90,18 +107,31 @@
   }
   function isBest(row) { return row.run ? bestRuns.has(row.r) : bestGroups.has(row.g); }
 
-  const COMPARISON = /^(.+?)(<=|>=|<|>)(-?[\d.]+)$/;
+  // Words of the filter: `lenet5` is looked for anywhere; `lr=0.1`, `train<10` compare one column.
+  const WORD = /(?:\[[^\]]*\]|\S)+/g, COMPARISON = /^(.+?)(<=|>=|<|>|=)(.+)$/;
+  function joined(text) { return String(text).toLowerCase().replace(/, /g, ",").replace(/\s/g, "_"); }
+  function asNumber(word) { return word == null || String(word).trim() === "" || !Number.isFinite(Number(word)) ? null : Number(word); }
+  function column(name) { // of an option, the seed, the status, the set or a figure: what a run has there; null for no such column
+    const i = D.options.findIndex((option) => joined(option) === name);
+    if (i >= 0) return (r) => D.groups[D.runs[r].group].options[i];
+    if (name === "seed") return (r) => D.runs[r].seed;
+    if (name === "status") return (r) => D.runs[r].state;
+    if (name === "set") return (r) => D.groups[D.runs[r].group].set;
+    const f = D.figures.findIndex((figure) => [figure.title, figure.key].some((known) => joined(known) === name));
+    return f < 0 ? null : (r) => (D.runs[r].figures[f] == null ? null : Number((D.runs[r].figures[f] / D.figures[f].per).toPrecision(7)));
+  }
+  function test(word) { // run -> whether it passes
+    const [, name, sign, wanted] = COMPARISON.exec(word) || [];
+    const of = name && column(name), limit = asNumber(wanted);
+    if (!of || (sign !== "=" && limit == null)) return (r) => words[r].includes(word);
+    if (sign === "=") return (r) => { const own = asNumber(of(r)); return own != null && limit != null ? own === limit : of(r) != null && joined(of(r)) === joined(wanted); };
+    const holds = { "<": (v) => v < limit, ">": (v) => v > limit, "<=": (v) => v <= limit, ">=": (v) => v >= limit }[sign];
+    return (r) => { const own = asNumber(of(r)); return own != null && holds(own); };
+  }
   function matcher() {
-    const tests = state.query.toLowerCase().split(/\s+/).filter(Boolean).map((word) => {
-      const parts = COMPARISON.exec(word);
-      const f = parts ? D.figures.findIndex((figure) => [figure.title, figure.key].some((name) => name.toLowerCase().replace(/ /g, "_") === parts[1])) : -1;
-      if (f < 0) return (r) => words[r].includes(word);
-      const limit = Number(parts[3]) * D.figures[f].per;
-      const holds = { "<": (v) => v < limit, ">": (v) => v > limit, "<=": (v) => v <= limit, ">=": (v) => v >= limit }[parts[2]];
-      return (r) => D.runs[r].figures[f] != null && holds(D.runs[r].figures[f]);
-    });
+    const tests = (state.query.toLowerCase().match(WORD) || []).map(test);
     return (r) => (!state.status || D.runs[r].state === state.status) && (!state.set || D.groups[D.runs[r].group].set === state.set)
-      && tests.every((test) => test(r));
+      && tests.every((passes) => passes(r));
   }
 
   let kept = []; // runs that pass the filter
@@ -138,7 +168,7 @@
     name: (row) => row.name,
     set: (row) => row.group.set || null,
     option: (row, i) => { const word = row.group.options[i]; return word == null || word === "–" ? null : word !== "" && Number.isFinite(Number(word)) ? Number(word) : word; },
-    seeds: (row) => (row.run ? (row.run.seed == null ? null : Number.isFinite(Number(row.run.seed)) ? Number(row.run.seed) : row.run.seed) : row.group.runs.length),
+    seeds: (row) => (row.run ? (row.run.seed == null ? null : Number.isFinite(Number(row.run.seed)) ? Number(row.run.seed) : row.run.seed) : row.runs.length),
     state: (row) => (row.run ? row.run.state : stateOf(row)),
     figure: value,
   };
@@ -232,20 +262,20 @@
     }
     if (column.kind === "set") return el("td", {}, row.group.set || "–");
     if (column.kind === "option") { const word = row.group.options[column.index]; return el("td", { class: "option", title: word }, word == null ? "–" : word); }
-    if (column.kind === "seeds") return el("td", { class: "num seeds" }, row.run ? (row.run.seed == null ? "–" : row.run.seed) : row.group.seeds);
+    if (column.kind === "seeds") return el("td", { class: "num seeds" }, row.run ? (row.run.seed == null ? "–" : row.run.seed) : isPart(row) ? `${row.runs.length} of ${row.group.runs.length} runs` : row.group.seeds);
     if (column.kind === "state") {
       const word = row.run ? row.run.state : stateOf(row);
       return el("td", { class: "status" }, el("span", { class: `state ${word.split(" ")[0].replace(",", "")}`, title: row.run && row.run.error }, word));
     }
     if (column.kind === "links") {
-      if (!row.run && row.group.runs.length > 1) return el("td", { class: "links none" }, `${row.runs.length} runs`);
+      if (!single(row)) return el("td", { class: "links none" }, `${row.runs.length} runs`);
       const run = single(row);
       return el("td", { class: "links" }, link(run, "", "folder"), run.files.includes("record.json") ? link(run, "record.json", "record") : null);
     }
     const shown = text(row, column.index);
     if (shown == null) return el("td", { class: "num none", title: why(row, column.index) }, "–");
     const css = tops.get(`${row.group.set} ${column.index}`) === value(row, column.index) ? "num figure top" : "num figure";
-    return el("td", { class: css, title: `${D.figures[column.index].key}: ${value(row, column.index)}` }, shown);
+    return el("td", { class: css, title: `${D.figures[column.index].key}: ${value(row, column.index)}${!single(row) && isPart(row) ? ", mean of the runs shown" : ""}` }, shown);
   }
   function link(run, file, text) { return el("a", { href: `${run.href}/${file}`, target: "_blank", rel: "noopener noreferrer" }, text); }
   function details(run, width) {
