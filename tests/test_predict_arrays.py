@@ -208,8 +208,8 @@ def test_a_row_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     rows = table(done)
     assert [row["row"] for row in rows] == [str(i) for i in range(7)]
     assert [row["error"] for row in rows] == [
-        "", "column 1 is 'x', and no number", "has 2 columns, the first row 3", "holds NaN or infinity",
-        "holds NaN or infinity", "column 0 is '', and no number", "",
+        "", "column 'bmi' holds 'x', and no number", "has 2 columns, the first row 3", "holds NaN or infinity",
+        "holds NaN or infinity", "column 'age' holds '', and no number", "",
     ]  # fmt: skip
     assert [bool(row["label"]) for row in rows] == [not row["error"] for row in rows]
     assert "5 of 7 cannot be used: see error" in done.err and "2 samples in" in done.err

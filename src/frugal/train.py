@@ -51,7 +51,15 @@ from frugal.measure import Ledger
 from frugal.measure.heartbeat import Heartbeat
 from frugal.models.lora import merge
 from frugal.record import CONFUSION, TOKENIZER, write_atomic
-from frugal.recording import measure_network, record_compute, record_fit, record_quality, record_time, set_fingerprint
+from frugal.recording import (
+    flatten,
+    measure_network,
+    record_compute,
+    record_fit,
+    record_quality,
+    record_time,
+    set_fingerprint,
+)
 from frugal.report.text import cell_text
 from frugal.technique import STAGES, Technique
 
@@ -180,7 +188,13 @@ def keep_data(run: Run, data: DataModule) -> dict[str, Any]:
     tokenizer = data.state_dict().get("tokenizer")
     if tokenizer is not None:
         write_atomic(run.folder / TOKENIZER, json.dumps(tokenizer, ensure_ascii=False) + "\n")
-    return data.figures()
+    found = data.figures()
+    left_out: dict[str, Any] = {key: found[key] for key in ("dropped", "cleaning") if key in found}
+    for name, count in flatten(left_out).items():
+        _, *where, what = name.split(".")
+        if count:
+            log.info("%s: %s%s", what.replace("_", " ").capitalize(), f"{count:,}", f" in {where[0]}" if where else "")
+    return found
 
 
 # ------------------------------------------------------------------------------------------------- after the training

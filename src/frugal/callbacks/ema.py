@@ -23,8 +23,9 @@ _LIGHTNING = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 class EMA(WeightAveraging):
     """average = d * average + (1 - d) * weights, after every `every` optimizer steps from `start` on.
 
-    The first update copies the weights; until then they are used themselves. d grows to `decay` as min(decay, (1 + n) / (10 + n)) after n updates, so that
-    a short run does not end at an average of its beginning. Statistics of batch normalization are averaged likewise.
+    The first update copies the weights; until then they are used themselves. d grows to `decay` as
+    min(decay, (1 + n) / (10 + n)) after n updates, so that a short run does not end at an average of its beginning.
+    Statistics of batch normalization are averaged likewise.
     Checkpoints hold averages and weights; what is loaded from one for use are the averages.
 
     Args:

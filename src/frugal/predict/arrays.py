@@ -280,7 +280,7 @@ def _rows(lines: Iterator[bytes], model: Model, given: Input) -> Iterator[Item]:
         given.notes.append("the first row is taken for the columns' names")
     else:
         rows = chain([header], rows)
-    return _parsed(rows, header, places, model, given)
+    return _parsed(rows, header, named, places, model, given)
 
 
 def _delimiter(line: str, width: int, features: Sequence[str] | None) -> str:
@@ -309,12 +309,14 @@ def _columns(header: list[str], model: Model, given: Input) -> tuple[bool, list[
             missing = ", ".join(name for name, place in zip(model.features, places, strict=True) if place is None)
             raise DataError(f"{given.name}: has no column {missing}; it has {', '.join(header[:20])}")
     if len(header) != width:
+        if len(model.shape) == 3:
+            raise DataError(f"{given.name}: no image, and {len(header)} columns are no {width} numbers of one")
         raise DataError(f"{given.name}: {len(header)} columns, {model.path} was trained on {width}")
     return named, list(range(width))
 
 
 def _parsed(
-    rows: Iterator[list[str]], header: list[str], places: list[int], model: Model, given: Input
+    rows: Iterator[list[str]], header: list[str], named: bool, places: list[int], model: Model, given: Input
 ) -> Iterator[Item]:
     row = -1
     try:
@@ -327,7 +329,8 @@ def _parsed(
                 continue
             wrong = next((place for place in places if not is_number(cells[place])), None)
             if wrong is not None:
-                yield Item(row, None, f"column {wrong} is {cells[wrong]!r}, and no number")
+                name = repr(header[wrong]) if named else wrong
+                yield Item(row, None, f"column {name} holds {cells[wrong]!r}, and no number")
                 continue
             values = np.array([float(cells[place]) for place in places])
             yield Item(row, values.reshape(model.shape))

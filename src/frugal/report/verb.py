@@ -18,7 +18,16 @@ from frugal.paths import shown
 from frugal.record import CONFUSION, write_atomic
 from frugal.report import text
 from frugal.report.collect import Run, collect
-from frugal.report.comparable import candidates, cautions, mark_pareto, members, metric_of, split_sets, verdicts
+from frugal.report.comparable import (
+    best_of,
+    candidates,
+    cautions,
+    mark_pareto,
+    members,
+    metric_of,
+    split_sets,
+    verdicts,
+)
 from frugal.report.figures import COSTS, FIGURES, Figure, quality_figure
 from frugal.report.group import Group, group_runs, name_groups
 from frugal.report.table import STAR, Layout, ReportTable, below, lay_out
@@ -49,6 +58,16 @@ class Report:
     groups: list[Group]
     metric: Figure | None
     files: list[Path] = field(default_factory=list)
+
+    @property
+    def best(self) -> Group | None:
+        """The best group where there is one set of comparable runs to judge."""
+        sets = candidates(self.groups)
+        if len(sets) != 1:
+            return None
+        (alike,) = sets.values()
+        metric = metric_of(alike, self.metric)
+        return best_of(alike, metric) if metric else None
 
     @property
     def table(self) -> RenderableType:

@@ -256,7 +256,7 @@
         el("button", { type: "button", class: "fold", "aria-expanded": String(open), "aria-label": row.run ? "Details" : "Runs of this group", onclick: unfold }, "▸"),
         el("button", { type: "button", class: "name", title: row.name, onclick: unfold }, row.name),
         row.group.pareto && !child ? el("span", { class: "star", title: `In the Pareto set; on the front of quality against ${row.group.fronts.join(", ")}` }, "★") : null,
-        set != null && !child ? el("span", { class: "badge best", title: `Best ${D.figures[D.sets[set].metric].title}${several ? ` of set ${set}` : ""}` }, "best") : null,
+        set != null && !child ? el("span", { class: "badge best", title: `Best ${D.figures[D.sets[set].metric].title}${several ? ` of set ${set}` : ""}` }, row.run && row.group.runs.length > 1 ? "best single run" : "best") : null,
         row.run && row.run.state !== "completed" ? el("span", { class: "badge bad", title: row.run.error }, row.run.state) : null,
         row.group.kind && !child ? el("span", { class: "badge" }, row.group.kind) : null));
     }
