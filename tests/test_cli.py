@@ -45,7 +45,7 @@ def process(*words: str, cwd: Path, **environment: str) -> tuple[subprocess.Comp
         (["--help"], "usage: frugal VERB"),
         (["--version"], package.__version__),
         (["train", "--help"], "Options by group"),
-        (["evaluate", "--help"], "Options by group"),
+        (["evaluate", "--help"], "Options (as in frugal train --help): data=, measure="),
         (["train", "--hydra-help"], "--multirun"),
         (["train", "--cfg", "job"], "max_epochs: 10"),
         (["train", "--cfg", "job", "--package", "optim"], "momentum: 0.9"),

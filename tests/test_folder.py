@@ -302,3 +302,19 @@ def test_a_folder_that_is_no_run(home: Path, tmp_path: Path) -> None:
     assert "no run's folder" in frugal("train", f"run.resume={tmp_path / 'empty'}").error
     with pytest.raises(FrugalError):
         package.run([*TINY, f"run.resume={tmp_path / 'empty'}"])
+
+
+def test_a_run_whose_data_changed_is_not_trained_on(home: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    words = ["data=array_file", "data.source.path=mine.npz", "model=simple_net", *SIX]
+    draw = np.random.default_rng(0)
+    for shift in (0, 1):
+        x = draw.integers(0, 200, (80, 1, 8, 8)).astype(np.uint8) + shift
+        np.savez(home / "mine.npz", x=x, y=np.arange(80) % 2)
+        if not shift:
+            assert frugal("train", *words).code == 0
+    (run,) = runs(tmp_path / "logs")
+    line = frugal("train", f"run.resume={run}", "trainer.max_epochs=5").error
+    assert "the data have changed since" in line and "model.init_from" in line
+    assert Record.read(run).status == "completed"

@@ -97,7 +97,10 @@ def test_torchvision_is_not_pulled_in(project: dict[str, Any], pins: dict[str, s
 
 def test_every_import_is_declared(root: Path, project: dict[str, Any]) -> None:
     by_import = importlib.metadata.packages_distributions()
-    declared = {canonicalize_name(r.name) for r in requirements(project, ("text", "wandb", "onnx", "gpu"))}
+    declared = {
+        canonicalize_name(r.name)
+        for r in requirements(project, ("text", "wandb", "tensorboard", "mlflow", "onnx", "gpu"))
+    }
     undeclared: dict[str, str] = {}
     for path in sorted((root / "src" / "frugal").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -146,6 +149,11 @@ def test_wheel_holds_the_options_and_runs_elsewhere(root: Path, tmp_path: Path) 
     assert inside == shipped
     assert len(list(unpacked.rglob("LICENSE"))) == 1
     assert not (unpacked / "configs").exists()
+    assert {path.name for path in (unpacked / "frugal" / "report" / "page").iterdir()} >= {
+        "page.html",
+        "page.js",
+        "page.css",
+    }
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -212,7 +220,7 @@ def test_make_installs_again_when_a_pin_changes(made: Path) -> None:
     make(made, "setup", f"PYTHON={sys.executable}")
     installs = [call for call in calls(made) if " pip install " in call]
     assert installs and all("--constraint constraints.txt" in call for call in installs)
-    assert any("--editable .[text,wandb,onnx,gpu,dev]" in call for call in installs)
+    assert any("--editable .[all,dev]" in call for call in installs)
 
 
 def test_make_test_leaves_the_slow_tests_out(made: Path) -> None:

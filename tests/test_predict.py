@@ -167,6 +167,28 @@ def test_lines_of_a_file_are_labelled(tmp_path: Path) -> None:
     assert "1 empty text(s) without a label" in done.err and "3 texts in" in done.err and "samples/s" in done.err
 
 
+def test_where_the_network_gives_nan_there_is_no_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "new.txt").write_text("=a good film\n\na bad film\n")
+    words = [str(run_of("label")), f"input={tmp_path / 'new.txt'}", "batch_size=1"]
+    assert frugal("predict", *words).out.splitlines()[1].startswith("'=a good film,pos,")  # no formula
+    softmax = torch.Tensor.softmax
+    calls: list[int] = []
+
+    def broken(x: torch.Tensor, dim: int) -> torch.Tensor:  # the first text's
+        calls.append(1)
+        return softmax(x, dim) * (float("nan") if len(calls) == 1 else 1)
+
+    monkeypatch.setattr(torch.Tensor, "softmax", broken)
+    done = frugal("predict", *words, "format=jsonl")
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in done.out.splitlines()]
+    assert [row["label"] for row in rows] == [None, None, "neg"]
+    assert [row.get("error") for row in rows] == ["the network gave NaN", None, None]
+    assert done.code == 0 and "1 text(s) without a label: the network gave NaN" in done.err
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: softmax(x, dim) * float("nan"))
+    assert "the network gave NaN for each text" in frugal("predict", *words, f"output={tmp_path / 'out.csv'}").error
+    assert not (tmp_path / "out.csv").exists()
+
+
 def test_a_line_ends_at_a_line_feed_only(tmp_path: Path) -> None:
     (tmp_path / "new.txt").write_bytes("a good\x0c film\u2028, bad\r\na bad film".encode())
     done = frugal("predict", str(run_of("label")), f"input={tmp_path / 'new.txt'}", "format=jsonl")
@@ -269,11 +291,9 @@ def test_what_a_crafted_file_says_is_one_line_and_costs_nothing(
     assert time.monotonic() - started < 10
 
 
-def test_what_holds_no_model_of_text_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     assert "name a run" in frugal("predict", "seed=1").error
     assert str(tmp_path / "none") in frugal("predict", str(tmp_path / "none")).error
-    assert frugal("train", *SHORT, "trainer.limit_train_batches=1", "run.experiment=images").code == 0
-    assert "was trained for classification" in frugal("predict", str(run_of("images"))).error
 
 
 def test_a_run_that_starts_from_another_tokenizers_says_which_it_was() -> None:

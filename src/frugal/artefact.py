@@ -124,6 +124,8 @@ class Description:
             isinstance(sizes, list) and all(_is_count(size, 1) for size in sizes) for sizes in self.shapes.values()
         ):
             return "shapes are no lists of sizes"
+        if state.get("dtype") not in (None, "uint8", "float32"):
+            return "state.dtype is neither uint8 nor float32"
         columns = state.get("feature_names")
         if columns is not None and not (isinstance(columns, list) and all(isinstance(name, str) for name in columns)):
             return "state.feature_names is no list of text"
@@ -131,6 +133,8 @@ class Description:
         if names is not None:
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 return "state.class_names is no list of text"
+            if len(set(names)) < len(names):
+                return "state.class_names has a name twice"
             if len(names) != dims.get("classes"):
                 return f"state.class_names has {len(names)} names, dims.classes is {dims.get('classes')}"
         return None

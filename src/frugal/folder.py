@@ -222,6 +222,7 @@ def _continue(folder: Path, identity: Identity, cfg: DictConfig) -> Run:
         return Run(folder, identity, Record(), _lock=lock)
     try:
         _refuse_changes(folder, cfg)
+        _refuse_other_data(folder, identity)
     except RunError:
         _unlock(lock)
         raise
@@ -247,6 +248,19 @@ def _refuse_changes(folder: Path, cfg: DictConfig) -> None:
                 f"run.resume={shown(folder)}: {key}={value} cannot change on the way, the run has {was[key]}; "
                 f"a new run with model.init_from={shown(folder)} starts from its weights"
             )
+
+
+def _refuse_other_data(folder: Path, identity: Identity) -> None:
+    """Raise RunError where the data are no longer those that the run was begun with."""
+    try:
+        was = json.loads((folder / MANIFEST).read_text()).get("data_sha256")
+    except (OSError, ValueError, AttributeError):
+        return  # nothing to compare with
+    if was and identity.data_sha256 and was != identity.data_sha256:
+        raise RunError(
+            f"run.resume={shown(folder)}: the data have changed since; "
+            f"a new run with model.init_from={shown(folder)} starts from its weights"
+        )
 
 
 def folder_of(cfg: DictConfig, identity: Identity, record: Record) -> Path:

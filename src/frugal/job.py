@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 import time
 import traceback
@@ -243,7 +244,9 @@ def _note_in_sweep(job: Job, folder: Path) -> None:
     if job.sweep is not None:
         try:
             (job.sweep / "jobs").mkdir(parents=True, exist_ok=True)
-            (job.sweep / "jobs" / f"{job.number:05d}.txt").write_text(f"{folder.resolve()}\n")
+            (job.sweep / "jobs" / f"{job.number:05d}.txt").write_text(
+                f"{os.path.relpath(folder.resolve(), job.sweep.resolve())}\n"  # the logs may move as a whole
+            )
         except OSError as error:
             raise RunError(f"{job.sweep}: cannot write the sweep's folder ({error.strerror})") from None
 
@@ -357,5 +360,7 @@ def _show_end(text: str) -> None:
 
 def finished_folders(sweep: Path) -> Sequence[Path]:
     """The folders of a sweep's jobs, in the jobs' order, each once."""
-    found = [Path(path.read_text().strip()) for path in sorted((sweep / "jobs").glob("*.txt"))]
+    from frugal.report.collect import job_folder
+
+    found = [job_folder(path) for path in sorted((sweep / "jobs").glob("*.txt"))]
     return list(dict.fromkeys(found))

@@ -52,7 +52,16 @@ from frugal.measure import Ledger
 from frugal.measure.heartbeat import Heartbeat
 from frugal.models.lora import merge
 from frugal.record import CONFUSION, TOKENIZER, write_atomic
-from frugal.recording import measure_network, record_compute, record_fit, record_quality, record_time, set_fingerprint
+from frugal.recording import (
+    flatten,
+    measure_network,
+    record_compute,
+    record_fit,
+    record_quality,
+    record_time,
+    set_fingerprint,
+)
+from frugal.report.text import cell_text
 from frugal.technique import STAGES, Technique
 
 log = logging.getLogger("frugal")
@@ -190,7 +199,13 @@ def keep_data(run: Run, data: DataModule) -> dict[str, Any]:
     tokenizer = data.state_dict().get("tokenizer")
     if tokenizer is not None:
         write_atomic(run.folder / TOKENIZER, json.dumps(tokenizer, ensure_ascii=False) + "\n")
-    return data.figures()
+    found = data.figures()
+    left_out: dict[str, Any] = {key: found[key] for key in ("dropped", "cleaning") if key in found}
+    for name, count in flatten(left_out).items():
+        _, *where, what = name.split(".")
+        if count:
+            log.info("%s: %s%s", what.replace("_", " ").capitalize(), f"{count:,}", f" in {where[0]}" if where else "")
+    return found
 
 
 # ------------------------------------------------------------------------------------------------- after the training
@@ -249,8 +264,9 @@ def keep_confusion(run: Run, module: pl.LightningModule, data: DataModule) -> No
     names = data.class_names or [str(label) for label in range(len(counts))]
     buffer = io.StringIO()
     table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(["true", *names])
-    table.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
+    cells = [cell_text(name) for name in names]  # a spreadsheet would run a name that looks like a formula
+    table.writerow(["true", *cells])
+    table.writerows([name, *row] for name, row in zip(cells, counts.tolist(), strict=True))
     write_atomic(run.folder / CONFUSION, buffer.getvalue())
 
 

@@ -69,6 +69,16 @@ def test_start_and_every() -> None:
     assert left == pytest.approx(2 / 11 * seen.steps[2] + 9 / 11 * seen.steps[4])
 
 
+def test_before_the_first_update_the_weights_are_validated() -> None:
+    seen, _ = trained(EMA(decay=0.5, start=2), 4)
+    assert seen.validated[:2] == pytest.approx(seen.steps[:2])
+
+
+def test_a_start_behind_the_end_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"callbacks\.ema\.start=4: the run has 4 steps"):
+        trained(EMA(start=4), 4)
+
+
 @pytest.mark.parametrize("words", [{"decay": 1.0}, {"decay": -0.1}, {"every": 0}, {"start": -1}])
 def test_bad_settings_are_refused(words: dict[str, float]) -> None:
     with pytest.raises(SettingsError, match=r"callbacks\.ema"):

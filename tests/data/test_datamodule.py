@@ -119,7 +119,7 @@ def test_loaded_statistics_are_kept():
     data = ArrayDataModule(Numbered(), Preprocess())
     data.load_state_dict({"preprocess": {"mean": [3.0], "std": [2.0]}})
     data.setup()
-    assert data.state_dict() == {"preprocess": {"mean": [3.0], "std": [2.0]}}
+    assert data.state_dict() == {"preprocess": {"mean": [3.0], "std": [2.0]}, "dtype": "uint8"}
 
 
 def test_calibration_is_preprocessed_repeatable_and_without_augmentation():
@@ -374,3 +374,21 @@ def test_what_was_dropped_and_cleaned_away_is_in_the_figures() -> None:
     data = animals(["cat", "dog"])
     assert data.figures() == {"samples": {"train": 4, "test": 4}, "dropped": {"unreadable": 3}}
     assert data.state_dict()["class_names"] == ["cat", "dog"]
+
+
+class Copies(Animals):
+    """Thirty images, each four times."""
+
+    def __init__(self) -> None:
+        super().__init__(["a", "b"])
+
+    def load(self) -> dict[str, Split]:
+        x = np.repeat(np.arange(30, dtype=np.uint8), 4).reshape(-1, 1, 1, 1)
+        return {"train": Split(x, np.arange(120) % 2), "test": Split(x[:1], np.zeros(1, np.int64))}
+
+
+def test_copies_of_a_sample_are_not_validated_on_and_trained_with() -> None:
+    data = ArrayDataModule(Copies(), Preprocess(), val_fraction=0.2)
+    data.setup()
+    train, val = (set(data.splits[name][0].flatten().tolist()) for name in ("train", "val"))
+    assert val and not train & val

@@ -86,6 +86,18 @@ def test_resume_drops_the_test_of_a_finished_run(tmp_path: Path) -> None:
     assert [(row["step"], row["test/accuracy"]) for row in table(tmp_path)] == [("0", ""), ("1", ""), ("2", "")]
 
 
+def test_reading_gives_the_steps_below_as_numbers(tmp_path: Path) -> None:
+    assert CSVMetrics(str(tmp_path)).read(3) == []
+    (tmp_path / "metrics.csv").write_text("step,epoch,loss,val/loss\n0,0,0.5,\n1,0,,2.0\n2,1,0.25,\n0,,,9.0\n3,1,0.")
+    rows = CSVMetrics(str(tmp_path)).read(3)
+    assert rows == [
+        {"step": 0, "epoch": 0, "loss": 0.5},
+        {"step": 1, "epoch": 0, "val/loss": 2.0},
+        {"step": 2, "epoch": 1, "loss": 0.25},
+    ]
+    assert CSVMetrics(str(tmp_path)).read(1) == rows[:1]
+
+
 def test_without_resume_an_existing_file_is_continued(tmp_path: Path) -> None:
     CSVMetrics(str(tmp_path)).log_metrics({"loss": 1.0}, step=5)
     CSVMetrics(str(tmp_path)).log_metrics({"test/accuracy": 0.5}, step=0)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from frugal.errors import FrugalError
+from frugal.loggers import tensorboard as subject
 from frugal.loggers.tensorboard import TensorBoard
 
 pytestmark = pytest.mark.tensorboard
@@ -120,6 +122,35 @@ def test_what_cannot_be_written_is_one_line_and_the_run_goes_on(
     logger.close()
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("TensorBoard: ") and line.endswith("the run goes on without TensorBoard")
+
+
+def test_a_full_disk_is_one_line_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    died: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: died.append(args.thread.name))
+    subject._say_nothing_of_its_thread.cache_clear()
+    logger = TensorBoard(str(tmp_path))
+    logger.log_metrics({"loss": 1.0}, step=0)
+    writing = logger.experiment.file_writer.event_writer._async_writer._worker
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    logger.log_metrics({"loss": 1.0}, step=1)
+    logger.log_record(RECORD)
+    logger.close()
+    writing.join()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "No space left" in line and line.endswith("the run goes on without TensorBoard")
+    another = threading.Thread(target=full, name="another")
+    another.start()
+    another.join()
+    assert died == ["another"], "the terminal is told of every thread but TensorBoard's"
+    subject._say_nothing_of_its_thread.cache_clear()
 
 
 def test_missing_tensorboard_is_one_line_with_its_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ Online tests talk to a small server on this machine.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from offline_wandb import items, offline_records
 
 from frugal.errors import FrugalError
 from frugal.loggers import wandb as subject
+from frugal.loggers.csv import CSVMetrics
 from frugal.loggers.wandb import WandB
 
 pytestmark = pytest.mark.wandb
@@ -179,16 +181,19 @@ def test_no_network_is_found_out_once_and_kept_offline(
 
 
 class Server(ThreadingHTTPServer):
-    """As much of W&B's server as a run needs; `silent` accepts connections and never answers."""
+    """As much of W&B's server as a run needs; a method in `silent` never gets an answer."""
 
     daemon_threads = True
 
-    def __init__(self, silent: bool = False) -> None:
+    def __init__(self, silent: tuple[str, ...] = ()) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.silent = silent
+        self.asked: list[tuple[str, str]] = []
+        self.earlier: dict[str, Any] | None = None  # the summary of a run that is there already
         self.closing = threading.Event()
         self.variables: dict[str, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}
+        self.history: list[str] = []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -208,7 +213,8 @@ class Handler(BaseHTTPRequestHandler):
         """Tests print nothing."""
 
     def do_POST(self) -> None:
-        if self.server.silent:
+        self.server.asked.append((self.command, self.path))
+        if self.command in self.server.silent:
             self.server.closing.wait(120)
             return
         raw = self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -218,6 +224,10 @@ class Handler(BaseHTTPRequestHandler):
             answer = {"data": self.answer(body.get("operationName"), body.get("variables") or {})}
         else:
             self.server.files[self.path] = raw
+            if self.path.endswith("/file_stream"):
+                self.server.history += (
+                    json.loads(raw).get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
+                )
         text = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
@@ -227,13 +237,31 @@ class Handler(BaseHTTPRequestHandler):
 
     do_PUT = do_GET = do_POST
 
+    def earlier_run(self, variables: dict[str, Any]) -> dict[str, Any] | None:
+        if self.server.earlier is None:
+            return None
+        return {
+            "id": "x",
+            "name": variables.get("name"),
+            "summaryMetrics": json.dumps(self.server.earlier),
+            "displayName": "n",
+            "logLineCount": 0,
+            "historyLineCount": 4,
+            "eventsLineCount": 0,
+            "historyTail": json.dumps([json.dumps({"_step": 3, "_runtime": 1})]),
+            "eventsTail": "[]",
+            "config": "{}",
+            "tags": [],
+            "wandbConfig": '{"t": 1}',
+        }
+
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
         self.server.variables[operation] = variables
         project = {"id": "p", "name": "frugal", "entity": {"id": "e", "name": "me"}}
         if operation == "Viewer":
             return {"viewer": {"id": "v", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
         if operation == "RunResumeStatus":
-            return {"model": {**project, "bucket": None}}
+            return {"model": {**project, "bucket": self.earlier_run(variables)}}
         if operation == "UpsertBucket":
             bucket = {"id": "x", "name": variables.get("name"), "displayName": "n", "config": "{}", "project": project}
             return {"upsertBucket": {"bucket": {**bucket, "historyLineCount": 0}, "inserted": True}}
@@ -246,7 +274,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    started = Server(silent=getattr(request, "param", False))
+    started = Server(silent=getattr(request, "param", ()))
     with_server(monkeypatch, started.server_address[1])
     yield started
     if not started.closing.is_set():
@@ -265,8 +293,24 @@ def test_with_a_key_the_run_goes_online(server: Server, tmp_path: Path, capsys: 
     assert not list(tmp_path.glob("wandb/offline-run-*"))
 
 
-@pytest.mark.parametrize("server", [True], indirect=True)
-def test_a_server_that_never_answers_holds_up_nothing(
+@pytest.mark.parametrize("server", [("GET", "POST")], indirect=True)
+def test_a_server_that_never_answers_is_asked_once_and_kept_offline(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(subject, "CONNECT_TIMEOUT_S", 0.3)
+    monkeypatch.delenv("WANDB_SILENT")  # as a user has it
+    begin = time.monotonic()
+    for job in ("one", "two"):
+        logger = WandB(str(tmp_path / job), id=job)
+        log_a_run(logger)
+        logger.close()
+    assert server.asked == [("GET", "/")] and time.monotonic() - begin < 5
+    assert capsys.readouterr().out.count("no connection (timed out); going on offline") == 1
+    assert offline_records(tmp_path / "one")
+
+
+@pytest.mark.parametrize("server", [("POST",)], indirect=True)
+def test_a_server_that_begins_no_run_is_left_in_the_end(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(subject, "INIT_TIMEOUT_S", 2.0)
@@ -277,6 +321,60 @@ def test_a_server_that_never_answers_holds_up_nothing(
     assert time.monotonic() - begin < 60
     assert "no connection" in capsys.readouterr().out
     assert offline_records(tmp_path)
+
+
+def test_it_reports_nothing_home_unless_it_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for set_before, after in ((None, "false"), ("true", "true")):
+        monkeypatch.delenv("WANDB_ERROR_REPORTING", raising=False)
+        if set_before:
+            monkeypatch.setenv("WANDB_ERROR_REPORTING", set_before)
+        WandB(str(tmp_path))
+        assert os.environ["WANDB_ERROR_REPORTING"] == after
+
+
+def killed(folder: Path) -> list[tuple[int, float]]:
+    """What a kill after 50 steps leaves, W&B's file being empty yet; after a resume at 40: the rows of the first 40."""
+    table = CSVMetrics(str(folder))
+    for step in range(9, 50, 10):
+        table.log_metrics({"epoch": 0, "loss": 1 / step}, step=step)
+    table.close()
+    return [(step, 1 / step) for step in range(9, 40, 10)]
+
+
+def history(lines: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    return [(line["trainer/global_step"], line["loss"]) for line in lines]
+
+
+def test_after_a_kill_a_resumed_run_has_the_rows_from_before(tmp_path: Path) -> None:
+    before = killed(tmp_path)
+    logger = WandB(str(tmp_path), id="job")
+    logger.log_hyperparams({"seed": 0})
+    logger.resume_at(40)
+    logger.log_metrics({"epoch": 0, "loss": 0.5}, step=49)
+    logger.close()
+    rows = [items(r.history.item) for r in offline_records(tmp_path) if r.WhichOneof("record_type") == "history"]
+    assert history(rows) == [*before, (49, 0.5)]
+    assert "step" not in rows[0] and rows[0]["epoch"] == 0
+
+
+def test_online_it_sends_what_the_server_lacks(server: Server, tmp_path: Path) -> None:
+    before = killed(tmp_path)
+    server.earlier = {"trainer/global_step": 19, "loss": 1 / 19}
+    logger = WandB(str(tmp_path), id="job")
+    logger.resume_at(40)
+    logger.log_metrics({"loss": 0.5}, step=49)
+    logger.close()
+    assert history([json.loads(line) for line in server.history]) == [*before[1:], (49, 0.5)]
+
+
+def test_without_a_table_a_resume_sends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logger = WandB(str(tmp_path), id="job")
+    logger.resume_at(40)
+    logger.log_metrics({"loss": 0.5}, step=49)
+    logger.close()
+    rows = [items(r.history.item) for r in offline_records(tmp_path) if r.WhichOneof("record_type") == "history"]
+    assert history(rows) == [(49, 0.5)]
+    assert "cannot" not in capsys.readouterr().out
 
 
 def test_a_network_that_goes_away_holds_up_the_end_for_a_while_only(

@@ -56,7 +56,20 @@ def test_a_perfect_prediction_explains_everything_and_equal_targets_leave_nothin
         network.layer.weight.fill_(1.0)
     y = torch.tensor([1.0, 2.0, 5.0])
     assert evaluated(Regressor(network), (y[:, None], y))["test/r2"] == pytest.approx(1.0)
-    assert "test/r2" not in evaluated(Regressor(network), (torch.ones(3, 1), torch.ones(3)))
+    for constant_target in (1.0, 0.1, 1e6):
+        equal = torch.full((7,), constant_target)
+        assert "test/r2" not in evaluated(Regressor(network), (equal[:, None], equal))
+
+
+def test_targets_far_from_the_training_mean_have_their_own_variance() -> None:
+    """Targets c - 1 and c + 1, always 0.5 too high: 1 - 0.25 / 1, wherever c lies."""
+    network = Linear((1,), 1)
+    with torch.no_grad():
+        network.layer.weight.fill_(1.0)
+        network.layer.bias.fill_(0.5)
+    for centre in (0.0, 1e4, 1e6):
+        y = torch.tensor([centre - 1, centre + 1] * 5)
+        assert evaluated(Regressor(network), (y[:, None], y))["test/r2"] == pytest.approx(0.75, abs=1e-3)
 
 
 def test_a_step_by_hand() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from frugal.errors import FrugalError
 from frugal.record import Latency
 from frugal.report import main, report, summary
 from frugal.report.figures import artefact_latency, train_seconds
+from frugal.report.text import cell_text
 
 
 def table(text: str) -> list[dict[str, str]]:
@@ -28,7 +31,8 @@ def test_table_csv_markdown_and_plots(tmp_path: Path) -> None:
     values = {"simple_net": (0.90, 0.92, 0.94), "lenet5": (0.97, 0.98, 0.99)}
     write(tmp_path, *(record(seed=s, model=m, accuracy=v) for m, vs in values.items() for s, v in enumerate(vs)))
     made = report([tmp_path])
-    assert made.files == [tmp_path / "report.csv", tmp_path / "pareto.png", tmp_path / "report.md"]
+    assert [file.name for file in made.files] == ["report.csv", "pareto.png", "report.md", "report.html"]
+    assert {file.parent for file in made.files} == {tmp_path}
     assert made.statuses == {"completed": 6}
     first, second = table((tmp_path / "report.csv").read_text())
     assert (first["option.model"], first["seeds"], first["completed"], first["pareto"]) == (
@@ -56,7 +60,8 @@ def test_writes_the_same_bytes_again_and_leaves_nothing_beside(tmp_path: Path) -
     before = {file.name: file.read_bytes() for file in report([tmp_path]).files}
     after = {file.name: file.read_bytes() for file in report([tmp_path]).files}
     assert before == after
-    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["pareto.png", "report.csv", "report.md"]
+    left = sorted(p.name for p in tmp_path.iterdir() if p.is_file())
+    assert left == ["pareto.png", "report.csv", "report.html", "report.md"]
 
 
 def test_one_run_has_no_interval(tmp_path: Path) -> None:
@@ -72,7 +77,7 @@ def test_file_run_experiment_and_all_are_read_once(tmp_path: Path) -> None:
     file = tmp_path / "exp" / "run0000" / "record.json"
     made = report([file, file.parent, tmp_path / "exp", tmp_path], out=tmp_path / "out", plots=False)
     assert made.statuses == {"completed": 2}
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.csv", "report.md"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.csv", "report.html", "report.md"]
 
 
 def test_what_did_not_complete_is_listed_with_its_error(tmp_path: Path) -> None:
@@ -87,7 +92,7 @@ def test_what_did_not_complete_is_listed_with_its_error(tmp_path: Path) -> None:
     made = report([tmp_path], plots=False)
     shown = plain(made.table)
     assert "RuntimeError: out of memory" in shown and "precision=fp8 needs a GPU" in shown
-    assert "running or cut off" in shown and "interrupted" in shown
+    assert "cut off lenet5" in shown and "interrupted" in shown
     assert made.statuses == {"completed": 1, "failed": 1, "refused": 1, "running": 1, "interrupted": 1}
     assert "1, 1 failed" in shown
     rows = made.rows
@@ -98,7 +103,11 @@ def test_what_did_not_complete_is_listed_with_its_error(tmp_path: Path) -> None:
 def test_only_failures_make_a_report_too(tmp_path: Path) -> None:
     write(tmp_path, record(status="failed", error="boom"))
     made = report([tmp_path])
-    assert "boom" in plain(made.table) and [file.name for file in made.files] == ["report.csv", "report.md"]
+    assert "boom" in plain(made.table) and [file.name for file in made.files] == [
+        "report.csv",
+        "report.md",
+        "report.html",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -112,6 +121,7 @@ def test_only_failures_make_a_report_too(tmp_path: Path) -> None:
         b"",
         b'{"schema": 1, "status": "completed", "config": [1]}',
         b'{"schema": 1, "latency": [{"backend": "x"}]}',
+        b'{"schema": 1, "config": ' + b'{"a": ' * 100_000,
     ],
 )
 def test_a_foreign_file_is_named_and_skipped(tmp_path: Path, content: bytes) -> None:
@@ -121,6 +131,44 @@ def test_a_foreign_file_is_named_and_skipped(tmp_path: Path, content: bytes) -> 
     made = report([tmp_path], plots=False)
     assert made.statuses == {"completed": 1}
     assert len(made.skipped) == 1 and "alien" in made.skipped[0] and "\n" not in made.skipped[0]
+
+
+def test_one_odd_value_costs_its_own_record_only(tmp_path: Path) -> None:
+    """What a report groups or compares by has its type, or the record is skipped by its key."""
+    odd = [
+        *[("fingerprint", name, []) for name in ("device", "threads", "python", "data_sha256", "effective_batch")],
+        *[("run", name, {}) for name in ("hash", "command", "source_sha256", "seed")],
+        ("run", "hash", None),
+        ("config", "seed", []),
+        ("run", "seed", True),
+        ("time", "ledger_s", {"startup": "long"}),
+        *[("latency", name, float("nan")) for name in ("batch", "threads", "backend", "status")],
+    ]
+    write(tmp_path, record(), *(record(lr=0.5) for _ in odd))
+    for index, (section, name, value) in enumerate(odd, 1):
+        file = tmp_path / f"run{index:04d}" / "record.json"
+        plain = json.loads(file.read_text())
+        (plain["latency"][1] if section == "latency" else plain[section])[name] = value
+        file.write_text(json.dumps(plain))
+    made = report([tmp_path], plots=False)
+    assert made.statuses == {"completed": 1} and len(made.skipped) == len(odd)
+    for (section, name, _), line in zip(odd, made.skipped, strict=True):
+        assert f"record.json: not a record ({section}.{name}" in line and "\n" not in line
+
+
+def test_a_figure_beyond_a_float_is_left_out_and_half_a_surrogate_dropped(tmp_path: Path) -> None:
+    made = [record(seed=0), record(seed=1), record(seed=2, model="\ud800net", name="a\udc00b")]
+    made[0].quality["test/accuracy"] = 10**400
+    made[1].quality["test/loss"] = 1e300
+    write(tmp_path, *made)
+    first, second = table(report([tmp_path], plots=False).csv)
+    assert first["test/accuracy"] == "0.9" and first["option.model"] in ("simple_net", "net")
+    assert {first["option.model"], second["option.model"]} == {"simple_net", "net"}
+
+
+def test_no_cell_is_a_formula() -> None:
+    assert [cell_text(word) for word in ("=1+1", "+a", "-b", "@c")] == ["'=1+1", "'+a", "'-b", "'@c"]
+    assert [cell_text(word) for word in ("-1.5e-3", "a\n=b", -2, None, True)] == ["-1.5e-3", "a =b", -2, None, "true"]
 
 
 @pytest.mark.parametrize("name", ["missing", "empty"])
@@ -233,7 +281,7 @@ def test_folders_with_only_the_root_in_common_need_out() -> None:
 def test_a_thousand_records(tmp_path: Path) -> None:
     draws = [(m, lr / 100, s) for m in ("simple_net", "lenet5") for lr in range(1, 101) for s in range(5)]
     write(tmp_path, *(record(model=m, lr=lr, seed=s, accuracy=0.5 + lr / 10, train=5 + lr) for m, lr, s in draws))
-    made = report([tmp_path])
+    made = report([tmp_path], page=False)
     assert made.statuses == {"completed": 1000} and len(made.rows) == 200
     assert {row["n_seeds"] for row in made.rows} == {5}
     assert len(plain(made.table).splitlines()) > 200
@@ -283,7 +331,7 @@ def test_main_prints_and_returns_zero(tmp_path: Path, capsys: pytest.CaptureFixt
     ("words", "line"),
     [
         ([], "report: name at least one folder: frugal report logs"),
-        (["logs", "--nope"], "--nope: unknown; did you mean --no-plots?"),
+        (["logs", "--nope"], "--nope: unknown; did you mean --no-page?"),
         (["logs", "--metrics=loss"], "--metrics: unknown; did you mean --metric?"),
         (["logs", "--out"], "report: --out: expected one argument; see frugal report --help"),
     ],
@@ -325,7 +373,7 @@ def test_evaluations_alone_make_a_report(tmp_path: Path) -> None:
     write(tmp_path, evaluation("one", file=100), evaluation("two", file=200))
     made = report([tmp_path])
     assert sorted(cells[0] for cells in made.evaluations.cells) == ["one", "two"]
-    assert [file.name for file in made.files] == ["report.csv", "pareto.png", "report.md"]
+    assert [file.name for file in made.files] == ["report.csv", "pareto.png", "report.md", "report.html"]
     assert "of it training" not in plain(summary(evaluation("x"), tmp_path))
 
 
@@ -366,3 +414,81 @@ def test_needs_neither_torch_nor_a_plotting_library_to_be_imported(tmp_path: Pat
     free, after = json.loads(done.stdout.splitlines()[-1])
     assert not {"torch", "lightning", "matplotlib", "rich", "scipy", "numpy"} & set(free)
     assert not {"torch", "lightning", "matplotlib.pyplot", "scipy"} & set(after) and "matplotlib" in after
+
+
+def test_a_sweeps_folder_stands_for_its_runs(tmp_path: Path) -> None:
+    write(tmp_path / "default", record(lr=0.1), record(lr=0.2), record(lr=0.3))
+    jobs = tmp_path / "default" / "sweeps" / "2026-01-01_00-00-00" / "jobs"
+    jobs.mkdir(parents=True)
+    (jobs / "00000.txt").write_text("../../run0000\n")
+    (jobs / "00001.txt").write_text(f"{tmp_path / 'default' / 'run0002'}\n")  # as earlier versions wrote them
+    (jobs / "00002.txt").write_text("../../gone\n")
+    made = report([jobs.parent], plots=False)
+    assert [row["option.lr"] for row in made.rows] == ["0.1", "0.3"]
+    assert made.files[0] == jobs.parent / "report.csv"
+    assert report([tmp_path / "default"], plots=False).statuses == {"completed": 3}
+    shutil.move(tmp_path / "default", tmp_path / "moved")
+    moved = report([tmp_path / "moved" / "sweeps"], plots=False)
+    assert moved.statuses == {"completed": 1}  # what is named relative to the sweep moved along
+
+
+def test_a_run_that_says_running_is_running_or_was_cut_off(tmp_path: Path) -> None:
+    write(tmp_path, record(), record(status="running", name="alive"), record(status="running", name="dead"))
+    handle = os.open(tmp_path / "run0001", os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        made = report([tmp_path], plots=False)
+    finally:
+        os.close(handle)
+    assert [line.split(" [")[0] for line in made.unfinished] == ["running alive", "cut off dead"]
+    assert made.title == "3 runs in 1 group: 1 completed, 1 running, 1 cut off"
+    assert made.statuses == {"completed": 1, "running": 2}  # as the records say
+
+
+def test_debug_runs_are_shown_and_not_judged(tmp_path: Path) -> None:
+    short = {"choices": {"model": "simple_net", "debug": "limited"}}
+    usual = {"choices": {"model": "simple_net", "debug": "none"}}
+    write(
+        tmp_path,
+        record(accuracy=0.9, config=usual),
+        record(lr=0.2, accuracy=0.8, config=usual),
+        record(lr=0.3, accuracy=0.99, train=0.1, config=short),
+    )
+    made = report([tmp_path], plots=False)
+    debug = next(row for row in made.rows if row["option.debug"] == "limited")
+    assert (debug["set"], debug["pareto"], debug["test/accuracy"]) == ("", False, 0.99)
+    assert "Best accuracy: none, lr=0.1." not in made.notes and any("Best accuracy: lr=0.1" in n for n in made.notes)
+    assert "Debug runs are shown, not judged: limited, lr=0.3." in made.notes
+    assert "99.00" in plain(made.table)
+
+
+def test_many_unlike_runs_have_a_table_a_set(tmp_path: Path) -> None:
+    def unlike(data: str, **options: float) -> dict[str, object]:
+        return {"choices": {"data": data, "model": "simple_net"}, **{k: {"x": v} for k, v in options.items()}}
+
+    letters, digits = ("abcd", {"data_sha256": "a" * 64}), ("efgh", {"data_sha256": "b" * 64})
+    made = [
+        record(config=unlike(data, **{key: number}), fingerprint=fingerprint)
+        for data, (keys, fingerprint) in (("letters", letters), ("digits", digits))
+        for key in keys
+        for number in (1, 2)
+    ]
+    made.append(record(config=unlike("lonely"), fingerprint={"data_sha256": "c" * 64}, name="lonely"))
+    for run in made:
+        run.run.command = " ".join(f"{key}.x=1" for key in "abcdefgh")
+    write(tmp_path, *made)
+    found = report([tmp_path], plots=False)
+    assert [head for head, _ in found.by_set] == ["Set A", "Set B", "Alone in their sets"]
+    titles = [[column.title for column in layout.columns][:5] for _, layout in found.by_set]
+    assert sorted(titles[:2]) == [
+        [f"{key}.x" for key in "abcd"] + ["seeds"],
+        [f"{key}.x" for key in "efgh"] + ["seeds"],
+    ]
+    assert titles[2][:2] == ["set", "run"] and "lonely" in plain(found.table)
+
+
+def test_of_two_equally_good_the_cheaper_is_the_best(tmp_path: Path) -> None:
+    write(tmp_path, record(lr=0.1, train=20.0), record(lr=0.2, train=5.0))
+    made = report([tmp_path], plots=False, page=False)
+    assert [row["option.lr"] for row in made.rows] == ["0.2", "0.1"]
+    assert any(note.startswith("Best accuracy: lr=0.2.") for note in made.notes)

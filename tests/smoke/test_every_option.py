@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import frugal
 from command import TINY, inside
@@ -205,6 +206,8 @@ EFFECTS: dict[str, Callable[[Record, Path], bool]] = {
     "model=simple_net": parameters(235_146),
     "model=lenet_300_100": parameters(266_610),
     "model=lenet5": parameters(431_080),
+    "model=small_cnn": parameters(29_178),
+    "model=patch_cnn": lambda record, folder: bool(load_file(folder / "model.safetensors")["fitted"]),
     "model=resnet20": parameters(269_434),  # one channel of input instead of three
     "model=linear": parameters(11),
     "model=mlp": parameters(10 * 64 + 64 + 64 * 64 + 64 + 64 + 1),
@@ -257,6 +260,9 @@ EFFECTS: dict[str, Callable[[Record, Path], bool]] = {
     "optim=sgd": lambda record, folder: optimizer(folder)["param_groups"][0]["momentum"] == 0,
     "optim=momentum": lambda record, folder: optimizer(folder)["param_groups"][0]["momentum"] == 0.9,
     "optim=nesterov": lambda record, folder: optimizer(folder)["param_groups"][0]["nesterov"] is True,
+    "optim=nesterov_bf16": lambda record, folder: (
+        {s["master"].dtype for s in optimizer(folder)["state"].values()} == {torch.float32}
+    ),
     "optim=adam": lambda record, folder: "exp_avg_sq" in optimizer(folder)["state"][0],
     "optim=adamw": lambda record, folder: optimizer(folder)["param_groups"][0]["weight_decay"] == 0.01,
     "schedule=none": lambda record, folder: len(set(rates(folder))) == 1,
@@ -356,6 +362,7 @@ BESIDE = {
     "preprocess=features": ["data=california_housing"],
     "data=cifar10": ["data.batch_size=8"],
     "curriculum=length_warmup": LANGUAGE,
+    "optim=nesterov_bf16": ["trainer.precision=bf16-true"],
     "optim=muon": LANGUAGE,
     "optim=nanogpt": LANGUAGE,
     "distillation=soft_targets": ["distillation.teacher_model=lenet_300_100", "distillation.teacher_epochs=1"],

@@ -23,8 +23,9 @@ _LIGHTNING = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 class EMA(WeightAveraging):
     """average = d * average + (1 - d) * weights, after every `every` optimizer steps from `start` on.
 
-    The first update copies the weights. d grows to `decay` as min(decay, (1 + n) / (10 + n)) after n updates, so that
-    a short run does not end at an average of its beginning. Statistics of batch normalization are averaged likewise.
+    The first update copies the weights; until then they are used themselves. d grows to `decay` as
+    min(decay, (1 + n) / (10 + n)) after n updates, so that a short run does not end at an average of its beginning.
+    Statistics of batch normalization are averaged likewise.
     Checkpoints hold averages and weights; what is loaded from one for use are the averages.
 
     Args:
@@ -53,10 +54,30 @@ class EMA(WeightAveraging):
         else:  # counters
             torch._foreach_copy_(averages, weights)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.start >= trainer.estimated_stepping_batches:
+            steps = int(trainer.estimated_stepping_batches)
+            raise SettingsError(f"callbacks.ema.start={self.start}: the run has {steps} steps, so there is no average")
+
+    def _follow(self, pl_module: LightningModule) -> None:
+        """Before the first update the average is the weights."""
+        average = self._average_model
+        if average is not None and int(average.n_averaged) == 0:
+            average.module.load_state_dict(pl_module.state_dict())
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._follow(pl_module)
+        super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._follow(pl_module)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Not yet: the last checkpoint is about to be written."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._follow(pl_module)
         super().on_train_end(trainer, pl_module)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from frugal.data.module import DataModule
 from frugal.data.preprocess import Preprocess
 from frugal.data.sampler import BatchOrder, permutation
 from frugal.data.source import ArraySource, Split
-from frugal.data.split import holdout
+from frugal.data.split import holdout_copies
 from frugal.errors import DataError
 
 
@@ -64,7 +64,7 @@ class ArrayDataModule(DataModule):
                 raise DataError(f"data.source: no sample is left in the {name} split of {self.source}")
         if "val" not in loaded and self.val_fraction:
             train = loaded["train"]
-            held = holdout(train.y, self.val_fraction, self.split_seed)
+            held = holdout_copies(train.x, train.y, self.val_fraction, self.split_seed)
             loaded |= {"train": Split(train.x[~held], train.y[~held]), "val": Split(train.x[held], train.y[held])}
         self.splits = {name: (torch.from_numpy(s.x), torch.from_numpy(s.y)) for name, s in loaded.items()}
         self.batch_size = min(self.batch_size, len(loaded["train"]))  # a larger one asks for the whole split at once
@@ -95,7 +95,10 @@ class ArrayDataModule(DataModule):
 
     def state_dict(self) -> dict[str, Any]:
         names = {"class_names": self.class_names, "feature_names": self.source.feature_names}
-        return {**super().state_dict(), **{key: list(value) for key, value in names.items() if value is not None}}
+        state = {**super().state_dict(), **{key: list(value) for key, value in names.items() if value is not None}}
+        if self.splits:
+            state["dtype"] = str(self.splits["train"][0].dtype).removeprefix("torch.")  # as samples are stored
+        return state
 
     def figures(self) -> dict[str, Any]:
         found = {"samples": {name: len(y) for name, (_, y) in self.splits.items()}}

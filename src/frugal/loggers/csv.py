@@ -60,6 +60,11 @@ class CSVMetrics(RunLogger):
         if self.path.exists():
             self._open(keep_below=step)
 
+    def read(self, below: int) -> list[dict[str, float]]:
+        """The rows of the first `below` optimizer steps, each with what was logged for it; none without a file."""
+        rows = self._read(below) if self.path.exists() else []
+        return [{key: float(cell) for key, cell in zip(self._columns, row, strict=True) if cell} for row in rows]
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         step = max(self._last_step, 0) if step is None else int(step)

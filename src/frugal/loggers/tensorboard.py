@@ -6,7 +6,9 @@ precision: 24 bits of each figure.
 
 from __future__ import annotations
 
+import functools
 import json
+import threading
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
@@ -112,6 +114,7 @@ class TensorBoard(QuietLogger):
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
+        _say_nothing_of_its_thread()
         if any(Path(self.folder).glob(f"events.out.tfevents.{int(time.time())}.*")):
             time.sleep(1)  # readers take files by their names, in which a second is the smallest part that sorts
         writer = SummaryWriter(log_dir=self.folder, purge_step=self._resumed_at)
@@ -130,6 +133,18 @@ class TensorBoard(QuietLogger):
             Summary(value=[Summary.Value(tag=key, simple_value=float(value)) for key, value in metrics.items()]), step
         )
         writer.flush()
+
+
+@functools.cache  # once a process
+def _say_nothing_of_its_thread() -> None:
+    """What TensorBoard's thread cannot write it raises on the caller's side, too: that is said in one line there."""
+    others = threading.excepthook
+
+    def hook(args: Any) -> None:
+        if type(args.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
+            others(args)
+
+    threading.excepthook = hook
 
 
 def _is_number(value: Any) -> bool:

@@ -1,16 +1,20 @@
 """`logger=wandb`: metrics, settings, record and artefact in Weights & Biases, without ever holding up the run.
 
-No key: W&B's files are written into the run's folder, to be sent later with `wandb sync`. No network: the same, after
-a wait of some seconds. Whatever W&B raises is said in one line, and the run goes on without it. Never a prompt.
+No key: W&B's files are written into the run's folder, to be sent later with `wandb sync`. No network, or a server that
+does not answer: the same, after a wait of some seconds. Whatever W&B raises is said in one line, and the run goes on
+without it. Never a prompt.
+
+W&B writes and sends some seconds late, so a kill takes the last rows. A resumed run sends them again, from metrics.csv.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import socket
+import ssl
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -21,6 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from frugal import console
 from frugal.errors import FrugalError
 from frugal.loggers.base import QuietLogger, flatten_record, one_line
+from frugal.loggers.csv import CSVMetrics
 
 STEP = "trainer/global_step"  # the name that Lightning's own W&B logger gives to its step
 CONNECT_TIMEOUT_S = 5.0
@@ -54,6 +59,8 @@ class WandB(QuietLogger):
         log_artifact: bool = True,
     ) -> None:
         super().__init__()
+        # No reports home, unless the user says so: a silent server would hold up the program's end for 20 s.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:
             import wandb  # noqa: F401
         except ImportError:
@@ -94,6 +101,11 @@ class WandB(QuietLogger):
             with self._going_quiet("cannot be started"):
                 self._run = self._start()
         return None if self._quiet else self._run
+
+    @rank_zero_only
+    def resume_at(self, step: int) -> None:
+        """Send the rows that W&B may lack: a kill leaves them in metrics.csv, and nothing of it may be in W&B."""
+        self._do(lambda run: self._send_again(run, step), "the metrics before the resume cannot be logged")
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -182,6 +194,15 @@ class WandB(QuietLogger):
             return "offline"
         return "online"
 
+    def _send_again(self, run: Any, below: int) -> None:
+        # What W&B's server has it says. What an offline file has is not known: all rows go into the new one, and
+        # `wandb sync` then brings some of them twice, the same values at the same steps.
+        first = 0 if run.offline else run.summary.get(STEP) or 0
+        for row in CSVMetrics(self.folder).read(below):
+            step = int(row.pop("step"))
+            if step >= first:
+                run.log({**row, STEP: step})
+
     def _hand_over(self, run: Any, path: Path) -> None:
         import wandb
 
@@ -200,11 +221,15 @@ def has_key() -> bool:
     """Whether there is a key for W&B's server (environment, netrc file, a login). Never prompts, never connects."""
     import wandb
 
+    common = wandb.setup().settings
+    silent, common.silent = common.silent, True  # else it asks the server for the user's name, to print it
     try:
         return bool(wandb.login(prompt=False, verify=False))
     except Exception as error:  # a key of the wrong length, for one
         console.say(f"W&B: {one_line(error)}")
         return False
+    finally:
+        common.silent = silent
 
 
 _unreachable = False  # found out once a process: the jobs of a sweep do not wait for it again
@@ -217,10 +242,24 @@ def _offline_from_now_on(error: Exception) -> None:
 
 
 def _check_connection() -> None:
-    """Raise OSError within seconds where W&B itself would try again until its time is over."""
+    """Raise OSError within seconds where W&B itself would try again until its time is over. Any answer will do."""
     import wandb
 
     url = urlsplit(wandb.setup().settings.base_url)
-    if url.hostname and not getproxies().get(url.scheme):
-        port = url.port or (80 if url.scheme == "http" else 443)
-        socket.create_connection((url.hostname, port), timeout=CONNECT_TIMEOUT_S).close()
+    if not url.hostname or getproxies().get(url.scheme):
+        return
+    connection: HTTPConnection
+    if url.scheme == "http":
+        connection = HTTPConnection(url.hostname, url.port, timeout=CONNECT_TIMEOUT_S)
+    else:
+        # Nothing is told to it here, so whose certificate it is need not be known; W&B checks that for itself.
+        anybody = ssl._create_unverified_context()
+        connection = HTTPSConnection(url.hostname, url.port, timeout=CONNECT_TIMEOUT_S, context=anybody)
+    try:
+        connection.request("GET", "/")
+        connection.getresponse()
+    except HTTPException as error:
+        if isinstance(error, OSError):  # hung up without a word
+            raise
+    finally:
+        connection.close()

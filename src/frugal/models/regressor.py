@@ -52,14 +52,16 @@ class Regressor(Module):
 
     def evaluation_sums(self, batch: Batch) -> tuple[int | Tensor, dict[str, Tensor]]:
         predicted, target = self._compared(batch)
-        further = {"_target": target.sum(), "_target_square": target.square().sum()}
+        exact = self._normalized(batch[1])  # of a large mean float32 would leave the square no digits
+        further = {"_target": exact.sum(), "_target_square": exact.square().sum()}
         return len(target), self._sums(predicted, target) | further
 
     def derived(self, stage: str, means: dict[str, Tensor]) -> dict[str, Tensor]:
         mse = means["loss"] * self.target_std**2
         found = {"mse": mse, "rmse": mse.sqrt()}
         variance = means["_target_square"] - means["_target"].square()
-        if stage != "train" and variance > 0:  # of equal targets there is nothing to explain
+        # of equal targets there is nothing to explain
+        if stage != "train" and variance > 1e-13 * means["_target_square"]:
             found["r2"] = 1 - means["loss"] / variance
         return found
 
@@ -70,9 +72,11 @@ class Regressor(Module):
             raise SettingsError(
                 f"model.network: gives {tuple(predicted.shape)} for {len(y)} samples; a regression wants one each"
             )
-        # in double precision, or a large mean would take the targets' digits
-        target = ((y.double() if y.device.type != "mps" else y) - self.target_mean) / self.target_std
-        return predicted.squeeze(1), target.to(predicted.dtype)
+        return predicted.squeeze(1), self._normalized(y).to(predicted.dtype)
+
+    def _normalized(self, y: Tensor) -> Tensor:
+        """In double precision, where there is any: a large mean would take the targets' digits."""
+        return ((y.double() if y.device.type != "mps" else y) - self.target_mean) / self.target_std
 
     def _sums(self, predicted: Tensor, target: Tensor) -> dict[str, Any]:
         error = predicted.detach() - target

@@ -10,7 +10,7 @@ from typing import Any
 from frugal.record import Fingerprint
 from frugal.report.collect import number
 from frugal.report.figures import ACCURACY, BITS, COSTS, LOSS, Figure
-from frugal.report.group import Group, differing_keys
+from frugal.report.group import Group, differing_keys, label
 from frugal.report.pareto import pareto
 from frugal.report.stats import paired_difference
 from frugal.report.units import one_line, significant
@@ -29,8 +29,13 @@ CHOSEN = "chosen by the step's size"  # stands for a number of threads that Frug
 
 
 def split_sets(groups: Sequence[Group]) -> list[str]:
-    """Give each group that completed its set (`A`, `B`, ... by number of runs); returns a line on the difference."""
-    done = [group for group in groups if group.completed]
+    """Give each group that completed its set (`A`, `B`, ... by number of runs); returns a line on the difference.
+
+    Debug runs (`debug=one_batch`) get none: they are shown, and neither judged nor on a Pareto front.
+    """
+    debugged = [group for group in groups if group.completed and group.is_debug]
+    done = [group for group in groups if group.completed and not group.is_debug]
+    notes = [f"Debug runs are shown, not judged: {_some([group.label for group in debugged])}."] if debugged else []
     follow = _threads_follow(done)
     fixed = [name for name in FIELDS if not _under_study(name, done, follow)]
     sets: dict[tuple[Any, ...], list[Group]] = defaultdict(list)
@@ -42,11 +47,11 @@ def split_sets(groups: Sequence[Group]) -> list[str]:
         for group in sets[key]:
             group.set = _letter(index)
     if len(order) < 2:
-        return []
+        return notes
     apart = [i for i, _ in enumerate(fixed) if len({key[i] for key in order}) > 1]
     lines = [f"{_letter(n)}: " + ", ".join(f"{fixed[i]} {_show(key[i])}" for i in apart) for n, key in enumerate(order)]
     fields = ", ".join(fixed[i] for i in apart)
-    return [f"Not comparable, since their fingerprints differ in {fields}: {'; '.join(lines)}."]
+    return [*notes, f"Not comparable, since their fingerprints differ in {fields}: {'; '.join(lines)}."]
 
 
 def _fits(key: tuple[Any, ...], known: tuple[Any, ...], names: Sequence[str]) -> bool:
@@ -136,6 +141,13 @@ def metric_of(groups: Sequence[Group], wanted: Figure | None = None) -> Figure |
     return None
 
 
+def best_of(groups: Sequence[Group], metric: Figure) -> Group | None:
+    """The one with the best mean of `metric`, of equals one in the Pareto set; None where none has it."""
+    sign = 1 if metric.higher else -1
+    means = [(sign * found.mean, group) for group in groups if (found := group.estimate(metric))]
+    return max(means, key=lambda item: (item[0], item[1].pareto))[1] if means else None
+
+
 def mark_pareto(groups: Sequence[Group], wanted: Figure | None = None) -> None:
     """Inside each set, fill `pareto` (quality against time, size and latency at once) and `fronts` (against one)."""
     for alike in candidates(groups).values():
@@ -161,7 +173,8 @@ def verdicts(groups: Sequence[Group], wanted: Figure | None = None) -> list[str]
         judged = [group for group in alike if metric and group.estimate(metric)]
         if metric is None or len(judged) < 2:
             continue
-        best = (max if metric.higher else min)(judged, key=lambda g: g.estimate(metric).mean)  # type: ignore[union-attr]
+        best = best_of(judged, metric)
+        assert best is not None
         reference = best.by_seed(metric)
         near, unpaired = [], 0
         for other in judged:
@@ -171,9 +184,9 @@ def verdicts(groups: Sequence[Group], wanted: Figure | None = None) -> list[str]
             elif difference.verdict == "within noise":
                 scale, unit = (100, " points") if metric.unit == "%" else (1, "")
                 shown = f"{significant(scale * difference.mean, 2)} ± {significant(scale * difference.half, 2)}{unit}"
-                near.append(f"{other.label} ({shown})")
+                near.append(f"{_label_among(other, judged)} ({shown})")
         where = f"set {name}, " if len(members(groups)) > 1 else ""
-        text = f"Best {where}{metric.title}: {best.label}."
+        text = f"Best {where}{metric.title}: {_label_among(best, judged)}."
         if near:
             shown = "; ".join(near[:8]) + (f"; and {len(near) - 8} more" if len(near) > 8 else "")
             text += f" Within noise of it, paired by seed: {shown}."
@@ -183,6 +196,12 @@ def verdicts(groups: Sequence[Group], wanted: Figure | None = None) -> list[str]
             text += f" {unpaired} of {len(judged) - 1} others share fewer than two seeds with it: no verdict on those."
         lines.append(text)
     return lines
+
+
+def _label_among(group: Group, groups: Sequence[Group]) -> str:
+    """What tells it from the others of its set; what the whole set shares is left out."""
+    telling = {k: v for k, v in group.options.items() if any(other.options.get(k) != v for other in groups)}
+    return label(telling) or group.label
 
 
 def cautions(groups: Sequence[Group]) -> list[str]:
@@ -215,7 +234,7 @@ def _on_threads(groups: Sequence[Group], where: str) -> list[str]:
 
 
 def _not_finite(groups: Sequence[Group]) -> list[str]:
-    """A line for each quality that was NaN or infinite in some run, which the record has as null with a reason."""
+    """A line for qualities that were NaN or infinite in some runs, which the record has as null with a reason."""
     found: dict[str, list[str]] = defaultdict(list)
     for group in groups:
         for run in group.completed:
@@ -223,7 +242,10 @@ def _not_finite(groups: Sequence[Group]) -> list[str]:
                 metric = key.removeprefix("quality.")
                 if metric != key and number(run.record.quality.get(metric)) is None:
                     found[one_line(metric).removeprefix("test/")].append(run.name)
-    return [f"{metric} not finite in {_some(names)}." for metric, names in found.items()]
+    alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for metric, names in found.items():
+        alike[tuple(names)].append(metric)
+    return [f"{', '.join(metrics)} not finite in {_some(names)}." for names, metrics in alike.items()]
 
 
 def _some(names: Sequence[str], between: str = "; ", most: int = 3) -> str:

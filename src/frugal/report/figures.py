@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from frugal.record import Latency, Record
 from frugal.report.collect import is_evaluation, number
-from frugal.report.units import significant
+from frugal.report.units import si, significant
 
 # What making the artefact took: without start-up, validation, checkpoints, tests, measuring, and work lost to a kill.
 # A bucket of a technique's own (selection, distillation, ...) is charged to the run too.
@@ -27,19 +27,13 @@ class Figure:
     value: Callable[[Record], float | None]
     show: Callable[[float], str] = significant
     higher: bool = False  # is more better
-    rank: int = 0  # shown in tables; a narrow terminal keeps the highest. 0: in CSV alone
-
-
-def _section(section: str, name: str) -> Callable[[Record], float | None]:
-    return lambda record: number(getattr(getattr(record, section), name))
+    rank: int = 0  # shown in tables; a narrow terminal keeps the highest. 0: in CSV, and on the page where asked for
+    per: float = 1.0  # raw units in one that is shown: 1000 bytes in a kB
+    at: str = ""  # where it stands in a record; the reason for its absence stands in `absent` under this key
 
 
 def _quality(name: str) -> Callable[[Record], float | None]:
     return lambda record: number(record.quality.get(name))
-
-
-def _in(unit: float, digits: int = 3) -> Callable[[float], str]:
-    return lambda value: significant(value / unit, digits)
 
 
 def as_percent(value: float) -> str:
@@ -98,15 +92,43 @@ def quality_figure(metric: str, rank: int = 99) -> Figure:
     share = is_share(metric)
     title = metric.removeprefix("test/")
     show = as_percent if share else four_digits
-    return Figure(metric, title, "%" if share else "", _quality(metric), show, not lower_is_better(metric), rank)
+    higher, per = not lower_is_better(metric), 0.01 if share else 1.0
+    return Figure(metric, title, "%" if share else "", _quality(metric), show, higher, rank, per, f"quality.{metric}")
+
+
+def _figure(
+    key: str,
+    title: str,
+    unit: str,
+    at: str,
+    *,
+    higher: bool = False,
+    rank: int = 0,
+    per: float = 1.0,
+    digits: int = 3,
+    show: Callable[[float], str] | None = None,
+) -> Figure:
+    """One that stands in the record under `at` (section.name)."""
+    section, name = at.split(".")
+    return Figure(
+        key,
+        title,
+        unit,
+        lambda record: number(getattr(getattr(record, section), name)),
+        show or (lambda value: significant(value / per, digits)),
+        higher,
+        rank,
+        per,
+        at,
+    )
 
 
 ACCURACY = quality_figure("test/accuracy", rank=99)
 LOSS = quality_figure("test/loss", rank=50)
 BITS = quality_figure("test/bits_per_byte", rank=50)
-TRAIN = Figure("train_s", "train", "s", train_seconds, rank=90)
-FILE = Figure("file_bytes", "file", "kB", _section("size", "file_bytes"), _in(1e3, 4), rank=80)
-LATENCY = Figure("latency_p50_ms", "latency", "ms", _latency("p50_ms"), rank=70)
+TRAIN = Figure("train_s", "train", "s", train_seconds, rank=90, at="time.ledger_s")
+FILE = _figure("file_bytes", "file", "kB", "size.file_bytes", rank=80, per=1e3, digits=4)
+LATENCY = Figure("latency_p50_ms", "latency", "ms", _latency("p50_ms"), rank=70, at="latency")
 COSTS = {"time": TRAIN, "size": FILE, "latency": LATENCY}
 
 FIGURES = (
@@ -114,27 +136,25 @@ FIGURES = (
     LOSS,
     BITS,
     TRAIN,
-    Figure("wall_s", "wall", "s", _section("time", "wall_s"), rank=40),
-    Figure("to_target_s", "to target", "s", _section("time", "to_target_s"), rank=85),
-    Figure("samples_per_s", "samples/s", "", _section("throughput", "samples_per_s"), higher=True, rank=60),
-    Figure("tokens_per_s", "tokens/s", "", _section("throughput", "tokens_per_s"), higher=True, rank=59),
-    Figure("peak_private_bytes", "memory", "MB", _section("memory", "peak_private_bytes"), _in(1e6), rank=55),
-    Figure(
-        "gpu_peak_allocated_bytes", "GPU mem", "MB", _section("memory", "gpu_peak_allocated_bytes"), _in(1e6), rank=56
-    ),
+    _figure("wall_s", "wall", "s", "time.wall_s", rank=40),
+    _figure("to_target_s", "to target", "s", "time.to_target_s", rank=85),
+    _figure("samples_per_s", "samples/s", "", "throughput.samples_per_s", higher=True, rank=60),
+    _figure("tokens_per_s", "tokens/s", "", "throughput.tokens_per_s", higher=True, rank=59),
+    _figure("peak_private_bytes", "memory", "MB", "memory.peak_private_bytes", per=1e6, rank=55),
+    _figure("gpu_peak_allocated_bytes", "GPU mem", "MB", "memory.gpu_peak_allocated_bytes", per=1e6, rank=56),
     FILE,
     LATENCY,
-    Figure("latency_p90_ms", "p90", "ms", _latency("p90_ms")),
-    Figure("latency_p99_ms", "p99", "ms", _latency("p99_ms")),
-    Figure("parameters", "parameters", "", _section("size", "parameters")),
-    Figure("nonzero_parameters", "non-zero", "", _section("size", "nonzero_parameters")),
-    Figure("compression_ratio", "ratio", "×", _section("size", "compression_ratio"), higher=True),
-    Figure("sparsity_prunable", "sparsity", "", _section("sparsity", "prunable"), higher=True),
-    Figure("sparsity_overall", "sparsity", "", _section("sparsity", "overall"), higher=True),
-    Figure("flops_per_step", "FLOPs/step", "", _section("compute", "flops_per_step")),
-    Figure("flops_total", "FLOPs", "", _section("compute", "flops_total")),
-    Figure("mfu", "MFU", "%", _section("compute", "mfu"), as_percent, higher=True),
-    Figure("peak_rss_bytes", "resident", "MB", _section("memory", "peak_rss_bytes"), _in(1e6)),
-    Figure("gpu_peak_reserved_bytes", "GPU reserved", "MB", _section("memory", "gpu_peak_reserved_bytes"), _in(1e6)),
-    Figure("energy_train_j", "energy", "J", _section("energy", "train_j")),
+    Figure("latency_p90_ms", "p90", "ms", _latency("p90_ms"), at="latency"),
+    Figure("latency_p99_ms", "p99", "ms", _latency("p99_ms"), at="latency"),
+    _figure("parameters", "parameters", "", "size.parameters", show=si),
+    _figure("nonzero_parameters", "non-zero", "", "size.nonzero_parameters", show=si),
+    _figure("compression_ratio", "ratio", "×", "size.compression_ratio", higher=True),
+    _figure("sparsity_prunable", "sparsity", "", "sparsity.prunable", higher=True),
+    _figure("sparsity_overall", "overall sparsity", "", "sparsity.overall", higher=True),
+    _figure("flops_per_step", "FLOPs/step", "", "compute.flops_per_step", show=si),
+    _figure("flops_total", "FLOPs", "", "compute.flops_total", show=si),
+    _figure("mfu", "MFU", "%", "compute.mfu", higher=True, per=0.01, show=as_percent),
+    _figure("peak_rss_bytes", "resident", "MB", "memory.peak_rss_bytes", per=1e6),
+    _figure("gpu_peak_reserved_bytes", "GPU reserved", "MB", "memory.gpu_peak_reserved_bytes", per=1e6),
+    _figure("energy_train_j", "energy", "J", "energy.train_j"),
 )

@@ -44,6 +44,11 @@ class Group:
         return self.runs[0].is_evaluation
 
     @property
+    def is_debug(self) -> bool:
+        """Whether `debug=` shortened or changed it: its figures are those of no ordinary run."""
+        return self.leaves.get("choices.debug") not in EMPTY
+
+    @property
     def statuses(self) -> dict[str, int]:
         order = ("completed", "failed", "interrupted", "running", "refused")
         counts = {status: sum(run.record.status == status for run in self.runs) for status in order}

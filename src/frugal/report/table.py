@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 STAR = "★"
+LONGEST_LABEL = 40  # characters; a run's name says as much in fewer
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,17 @@ def lay_out(
     layout = Layout(columns)
     for group in done:
         row = [group.set] if several else []
-        row += [group.options.get(name, ABSENT) for name in options] or [group.label]
+        row += [group.options.get(name, ABSENT) for name in options] or [_short_label(group)]
         row += [seeds(group), *(cell(f, group.estimate(f)) for f in figures)]
         row += [pareto_cell(group)] if judged else []
         layout.cells.append(row)
         layout.marked.append(group.pareto)
         layout.sets.append(group.set)
     return layout
+
+
+def _short_label(group: Group) -> str:
+    return group.label if len(group.label) <= LONGEST_LABEL else group.runs[0].short_name
 
 
 def seeds(group: Group) -> str:
@@ -89,7 +95,8 @@ def seeds(group: Group) -> str:
     words = [str(n)]
     if len(group.completed) > n:
         words.append(f"{len(group.completed)} runs")
-    words += [f"{count} {status}" for status, count in group.statuses.items() if status != "completed"]
+    states = Counter(run.state for run in group.runs if run.record.status != "completed")
+    words += [f"{count} {state}" for state, count in sorted(states.items())]
     return ", ".join(words)
 
 

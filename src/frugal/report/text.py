@@ -54,13 +54,14 @@ def to_csv(table: Sequence[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in table for name in row))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_cell(name) for name in names)
+    writer.writerow(cell_text(name) for name in names)
     for row in table:
-        writer.writerow(_cell(row.get(name)) for name in names)
+        writer.writerow(cell_text(row.get(name)) for name in names)
     return buffer.getvalue()
 
 
-def _cell(value: Any) -> Any:
+def cell_text(value: Any) -> Any:
+    """A number or nothing as it is; the rest as one line that no spreadsheet runs as a formula."""
     if isinstance(value, bool):
         return str(value).lower()
     if value is None or isinstance(value, int | float):

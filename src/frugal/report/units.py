@@ -61,6 +61,7 @@ def duration(seconds: float | None) -> str:
 
 
 def one_line(text: object, limit: int | None = None) -> str:
-    """As one line without control characters (terminal escapes among them), cut at `limit` characters."""
-    line = re.sub(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", str(text)).strip()
+    """As one line without control characters (terminal escapes among them) and halves of surrogate pairs (which no
+    file takes), cut at `limit` characters."""
+    line = re.sub(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+", " ", str(text)).strip()
     return line if limit is None or len(line) <= limit else line[: limit - 1] + "…"

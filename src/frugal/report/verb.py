@@ -1,4 +1,6 @@
-"""`frugal report FOLDER...`: records in, one table, CSV, Markdown and Pareto plots out. A sweep ends with the same."""
+"""`frugal report FOLDER...`: records in, one table, CSV, Markdown, Pareto plots and a page out. A sweep ends with the
+same.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +8,26 @@ import argparse
 import difflib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from frugal.errors import RunError, SettingsError, did_you_mean
+from frugal.paths import shown
 from frugal.record import CONFUSION, write_atomic
 from frugal.report import text
 from frugal.report.collect import Run, collect
-from frugal.report.comparable import candidates, cautions, mark_pareto, members, metric_of, split_sets, verdicts
+from frugal.report.comparable import (
+    best_of,
+    candidates,
+    cautions,
+    mark_pareto,
+    members,
+    metric_of,
+    split_sets,
+    verdicts,
+)
 from frugal.report.figures import COSTS, FIGURES, Figure, quality_figure
 from frugal.report.group import Group, group_runs, name_groups
 from frugal.report.table import STAR, Layout, ReportTable, below, lay_out
@@ -24,9 +36,10 @@ from frugal.report.units import one_line
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-CSV, MARKDOWN, PLOT, MATRIX = "report.csv", "report.md", "pareto.png", "confusion.png"
+CSV, MARKDOWN, PLOT, MATRIX, PAGE = "report.csv", "report.md", "pareto.png", "confusion.png", "report.html"
 MOST_LINES = 30  # of runs that did not complete, in the terminal; the Markdown file has all
 MOST_OF_AN_ERROR = 300  # characters
+MOST_OPTIONS = 6  # columns of options in the terminal; above, each set of comparable runs has a table of its own
 
 
 @dataclass
@@ -40,17 +53,31 @@ class Report:
     skipped: list[str]  # a line for each file that is no record
     title: str
     layout: Layout  # of the trainings
+    by_set: list[tuple[str, Layout]]  # the same in parts, a head each, where one table would have too many columns
     evaluations: Layout
     groups: list[Group]
     metric: Figure | None
     files: list[Path] = field(default_factory=list)
 
     @property
+    def best(self) -> Group | None:
+        """The best group where there is one set of comparable runs to judge."""
+        sets = candidates(self.groups)
+        if len(sets) != 1:
+            return None
+        (alike,) = sets.values()
+        metric = metric_of(alike, self.metric)
+        return best_of(alike, metric) if metric else None
+
+    @property
     def table(self) -> RenderableType:
         from rich.console import Group as Stack
 
         parts: list[RenderableType] = [below([self.title], "bold")]
-        if self.layout.cells:
+        if self.by_set:
+            for head, layout in self.by_set:
+                parts += [below([head], "bold"), ReportTable(layout)]
+        elif self.layout.cells:
             parts.append(ReportTable(self.layout))
         if self.evaluations.cells:
             parts += [below(["Evaluations"], "bold"), ReportTable(self.evaluations)]
@@ -73,8 +100,11 @@ class Report:
         plot = PLOT if any(file.name == PLOT for file in self.files) else None
         return text.to_markdown(self.title, self.layout, self.evaluations, self.notes, self.unfinished, plot)
 
-    def write(self, out: Path, plots: bool = True) -> list[Path]:
-        """Write the CSV, the plots and the Markdown file into `out`, each whole or not at all. Raises RunError."""
+    def write(self, out: Path, plots: bool = True, page: bool = True) -> list[Path]:
+        """Write the CSV, the plots, the Markdown file and the page into `out`, each whole or not at all.
+
+        Raises RunError where `out` cannot be written. Without plotly there is no page, and a note says so.
+        """
         try:
             out.mkdir(parents=True, exist_ok=True)
             self._save(out / CSV, self.csv)
@@ -82,6 +112,8 @@ class Report:
                 self._plot(out / PLOT)
                 self._matrix(out / MATRIX)
             self._save(out / MARKDOWN, self.markdown)
+            if page:
+                self._page(out)
         except OSError as error:
             raise RunError(f"{out}: report cannot be written ({error.strerror}); give --out FOLDER") from None
         return self.files
@@ -100,6 +132,16 @@ class Report:
             from frugal.report.confusion import confusion_png
 
             self._save(path, confusion_png(best.folder / CONFUSION, best.name))
+
+    def _page(self, out: Path) -> None:
+        from frugal.report.page import to_html
+
+        try:
+            page = to_html(self, out)
+        except RunError as error:
+            self.notes.append(str(error))
+            return
+        self._save(out / PAGE, page)
 
     def layout_options(self) -> list[str]:
         """Names of the columns that tell the groups apart."""
@@ -151,12 +193,26 @@ def build(
         notes=notes,
         unfinished=[_unfinished(run) for group in groups for run in group.runs if run.record.status != "completed"],
         skipped=skipped,
-        title=_title(statuses, len(groups)),
+        title=_title(Counter(run.state for run in runs), len(groups)),
         layout=trained,
+        by_set=_by_set(groups, options, wanted) if several and _told(trained, options) > MOST_OPTIONS else [],
         evaluations=evaluated,
         groups=groups,
         metric=wanted,
     )
+
+
+def _told(layout: Layout, options: Sequence[str]) -> int:
+    return sum(column.title in options for column in layout.columns)
+
+
+def _by_set(groups: Sequence[Group], options: Sequence[str], metric: Figure | None) -> list[tuple[str, Layout]]:
+    """A table for each set with the options that tell its own groups apart; sets of one group share the last one."""
+    trained = [group for group in groups if group.completed and not group.is_evaluation]
+    sets = {name: [group for group in alike if group in trained] for name, alike in members(trained).items()}
+    parts = [(f"Set {name}", lay_out(alike, options, metric, False)) for name, alike in sets.items() if len(alike) > 1]
+    alone = [group for group in trained if not group.set or len(sets[group.set]) == 1]
+    return parts + ([("Alone in their sets", lay_out(alone, [], metric, True))] if alone else [])
 
 
 def report(
@@ -167,6 +223,7 @@ def report(
     metric: str | None = None,
     sort: str | None = None,
     plots: bool = True,
+    page: bool = True,
 ) -> Report:
     """Report on all records among and under `paths`, and write the files into `out` (default: their common folder).
 
@@ -176,10 +233,10 @@ def report(
     """
     made = build(paths, since, metric, sort)
     if out is not None:
-        made.write(Path(out), plots)
+        made.write(Path(out), plots, page)
         return made
     try:
-        made.write(common_folder(paths), plots)
+        made.write(common_folder(paths), plots, page)
     except RunError as error:
         made.notes.append(str(error))
     return made
@@ -215,7 +272,7 @@ def _ordered(groups: list[Group], options: list[str], metric: Figure | None, sor
     """By set, then the best first: by quality, or by what `--sort` names (a column or a figure)."""
     if sort is None:
         judged = {name: metric_of(alike, metric) for name, alike in members(groups).items()}
-        return sorted(groups, key=lambda g: (_place(g), *_value(g, judged.get(g.set)), g.label))
+        return sorted(groups, key=lambda g: (_place(g), *_value(g, judged.get(g.set)), not g.pareto, g.label))
     if sort in options:
         return sorted(groups, key=lambda g: (_place(g), _natural(g.options.get(sort, "")), g.label))
     figures = {name: f for f in reversed((*FIGURES, *([metric] if metric else []))) for name in (f.title, f.key)}
@@ -246,12 +303,11 @@ def _natural(value: str) -> tuple[bool, float, str]:
 
 
 def _unfinished(run: Run) -> str:
-    status = "running or cut off" if run.record.status == "running" else run.record.status
     error = f": {one_line(run.record.error, MOST_OF_AN_ERROR)}" if run.record.error else ""
-    return f"{status} {run.name}{error} [{run.folder}]"
+    return f"{run.state} {run.name}{error} [{run.folder}]"
 
 
-def _title(statuses: dict[str, int], groups: int) -> str:
+def _title(statuses: Mapping[str, int], groups: int) -> str:
     total = sum(statuses.values())
     counts = ", ".join(f"{n} {status}" for status, n in sorted(statuses.items(), key=lambda item: -item[1]))
     return f"{total} run{'s' * (total != 1)} in {groups} group{'s' * (groups != 1)}: {counts}"
@@ -272,8 +328,8 @@ def main(argv: Sequence[str]) -> int:
     """The verb. Returns the exit code: 0, or FrugalError is raised where nothing was found or a flag is wrong."""
     parser = _Parser(
         prog="frugal report",
-        description="Group finished runs over seeds, mark the Pareto set, write report.csv, report.md, pareto.png and, "
-        "of the best classifier, confusion.png.",
+        description="Group finished runs over seeds, mark the Pareto set, write report.html, report.csv, report.md, "
+        "pareto.png and, of the best classifier, confusion.png.",
     )
     parser.add_argument(
         "folder", nargs="*", type=Path, help="a run's folder, a folder that holds runs, or a record.json"
@@ -284,6 +340,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--metric", help="the quality to judge by (default: test/accuracy, else test/loss)")
     parser.add_argument("--no-plots", action="store_true", help="write no pareto.png")
+    parser.add_argument("--no-page", action="store_true", help="write no report.html")
     given, unknown = parser.parse_known_intermixed_args(list(argv))
     if unknown:
         flag = unknown[0].partition("=")[0]
@@ -295,6 +352,16 @@ def main(argv: Sequence[str]) -> int:
 
     made = build(given.folder, metric=given.metric, sort=given.sort)
     say(made.table)
-    files = made.write(given.out or common_folder(given.folder), plots=not given.no_plots)
-    say(f"Written: {', '.join(map(str, files))}")
+    before = len(made.notes)
+    files = made.write(given.out or common_folder(given.folder), plots=not given.no_plots, page=not given.no_page)
+    for note in made.notes[before:]:
+        say(note)
+    say(written(files))
     return 0
+
+
+def written(files: Sequence[Path]) -> str:
+    """What lies where, and which of it a browser opens."""
+    lines = [f"Written: {', '.join(shown(file) for file in files if file.name != PAGE)}"]
+    lines += [f"Open in a browser: {shown(file)}" for file in files if file.name == PAGE]
+    return "\n".join(lines)
