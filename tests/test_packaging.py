@@ -99,7 +99,7 @@ def test_every_import_is_declared(root: Path, project: dict[str, Any]) -> None:
     by_import = importlib.metadata.packages_distributions()
     declared = {
         canonicalize_name(r.name)
-        for r in requirements(project, ("text", "wandb", "tensorboard", "mlflow", "onnx", "gpu"))
+        for r in requirements(project, ("text", "wandb", "tensorboard", "mlflow", "pruning", "zstd", "onnx", "gpu"))
     }
     undeclared: dict[str, str] = {}
     for path in sorted((root / "src" / "frugal").rglob("*.py")):

@@ -11,7 +11,7 @@ import inspect
 import json
 import pickle
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from frugal.errors import FrugalError, RunError
 from frugal.models.lora import merge
 from frugal.paths import FORMATS, find_weights
 from frugal.pruning.masks import bake
+from frugal.pruning.structured import reshape
 from frugal.record import write_atomic
 from frugal.technique import Technique
 from frugal.tokenizer.base import Tokenizer
@@ -165,47 +166,13 @@ def build_network(description: Description) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise RunError(f"model.network: a {type(network).__name__} is no network")
     add_adapters(network, description.model)
-    resize(network, description.shapes)
+    reshape(network, description.shapes)
     for stage, node in description.techniques.items():
         technique = settings.instantiate(node, stage)
         if not isinstance(technique, Technique):
             raise RunError(f"{stage}: a {type(technique).__name__} is no technique")
         technique.prepare(network)
     return network
-
-
-def resize(network: nn.Module, shapes: dict[str, list[int]]) -> None:
-    """Give the weights of modules, by name, other shapes: those that structured pruning left. Values mean nothing."""
-    for name, shape in shapes.items():
-        module = network.get_submodule(name)
-        for key, value in resized(module, shape).items():
-            setattr(module, key, value)
-
-
-def resized(module: nn.Module, shape: Sequence[int]) -> dict[str, Any]:
-    """The attributes with which a linear, convolution or normalization layer has a weight of this shape."""
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if not isinstance(weight, nn.Parameter) or weight.ndim != len(shape):
-        raise RunError(f"a {type(module).__name__} cannot have a weight of shape {list(shape)}")
-    found: dict[str, Any] = {"weight": nn.Parameter(weight.new_empty(*shape))}
-    if isinstance(bias, nn.Parameter):
-        found["bias"] = nn.Parameter(bias.new_empty(shape[0]))
-    if isinstance(module, nn.Linear):
-        found |= {"out_features": shape[0], "in_features": shape[1]}
-    elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        groups = module.groups if shape[1] == weight.shape[1] and module.groups > 1 else 1
-        groups = shape[0] if module.groups == module.in_channels > 1 else groups  # depthwise stays so
-        found |= {"out_channels": shape[0], "in_channels": shape[1] * groups, "groups": groups}
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-        found["num_features"] = shape[0]
-        for key in ("running_mean", "running_var"):
-            if isinstance(getattr(module, key, None), Tensor):
-                found[key] = getattr(module, key).new_ones(shape[0])
-    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
-        found["normalized_shape"] = tuple(shape)
-    else:
-        raise RunError(f"a {type(module).__name__} cannot be resized")
-    return found
 
 
 def dense(description: Description) -> nn.Module:

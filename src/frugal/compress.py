@@ -1,7 +1,7 @@
 """`frugal compress RUN`: a finished run's network made smaller or faster, by named techniques or up to a target.
 
-With techniques it is one run that begins with that run's weights. With targets several such runs are tried, chosen among on
-validation data, and the choice is confirmed once on the test set. Torch-free until the first of them begins.
+With techniques it is one run that begins with that run's weights. With targets several such runs are tried and chosen
+among on validation data, and the choice is confirmed once on the test set. Torch-free until the first of them begins.
 """
 
 from __future__ import annotations
@@ -145,12 +145,14 @@ def candidates() -> list[Candidate]:
         shared = ("quantization=codebook", "quantization.begin=70%", "quantization.bits=4", "coding=entropy")
         found.append(Candidate((*prune, *shared), ratio, epochs=0.5))
     for weight, ratio in ((3e-6, 150), (1e-5, 300), (2e-5, 400)):
-        words = ("quantization=rate", f"quantization.bits_weight={weight}", "quantization.begin=0%", "coding=entropy")
-        found.append(Candidate(words, ratio, epochs=1.0))
+        rated = ("quantization=rate", f"quantization.bits_weight={weight}", "quantization.begin=0%", "coding=entropy")
+        found.append(Candidate(rated, ratio, epochs=1.0))
     for density, faster in ((0.7, 1.4), (0.5, 2.0), (0.35, 2.5), (0.25, 3.0)):
-        words = ("pruning=structured", f"pruning.density={density}", "pruning.at=0%")
-        found.append(Candidate(words, 1 / density**2, epochs=0.5, faster=faster))
-        found.append(Candidate((*words, "quantization=static_int8"), 3.9 / density**2, epochs=0.5, faster=2.5 * faster))
+        shrink = ("pruning=structured", f"pruning.density={density}", "pruning.at=0%")
+        found.append(Candidate(shrink, 1 / density**2, epochs=0.5, faster=faster))
+        found.append(
+            Candidate((*shrink, "quantization=static_int8"), 3.9 / density**2, epochs=0.5, faster=2.5 * faster)
+        )
     return found
 
 
@@ -220,7 +222,9 @@ def _search(source: Path, base: list[str], given: list[str], targets: Targets) -
         if "max_drop" in tried.missed:
             kind = candidate.words[0].partition("=")[2], candidate.words[-1]
             search.left = [
-                c for c in search.left if (c.words[0].partition("=")[2], c.words[-1]) != kind or c.ratio < candidate.ratio
+                c
+                for c in search.left
+                if (c.words[0].partition("=")[2], c.words[-1]) != kind or c.ratio < candidate.ratio
             ]
     return _conclude(tries, targets, metric, reference)
 
@@ -230,7 +234,7 @@ def _judged_by(reference: Record, source: Path) -> tuple[str, bool]:
         if reference.quality.get(metric) is not None:
             return metric, higher
     raise RunError(
-        f"{shown(source)}: was trained without validation data, on which choices are made; train it with data.val_fraction"
+        f"{shown(source)}: has no validation data, on which choices are made; train it with data.val_fraction=0.1"
     )
 
 

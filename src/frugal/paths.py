@@ -31,6 +31,7 @@ def find_weights(source: Path) -> Path:
     if not source.is_file() or source.suffix not in WEIGHTS:
         what = "is no such file" if source.is_file() else "does not exist"
         raise RunError(
-            f"{shown(source)}: {what}; give a run's folder, a checkpoint (.ckpt) or an artefact ({', '.join(WEIGHTS[1:])})"
+            f"{shown(source)}: {what}; give a run's folder, a checkpoint (.ckpt) or an artefact "
+            f"({', '.join(reversed(FORMATS))})"
         )
     return source

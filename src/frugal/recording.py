@@ -108,7 +108,7 @@ def measure_network(
     data: DataModule,
     file: Path,
     device: torch.device,
-    make_dense: Callable[[], nn.Module],
+    make_dense: Callable[[], nn.Module] | None = None,
 ) -> None:
     """Size, sparsity and latency of the artefact as it was read back.
 
@@ -117,7 +117,7 @@ def measure_network(
     """
     network = network.to(device).eval()
     converted = isinstance(network, OnnxNetwork) or bool(getattr(network, "frugal_shapes", None))
-    dense = make_dense().to(device).eval() if converted else None
+    dense = make_dense().to(device).eval() if converted and make_dense is not None else None
     record.size = size_figures(network, file, dense)
     record.sparsity = sparsity_figures(network)
     example = typical_input(data)

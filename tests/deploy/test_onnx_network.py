@@ -1,4 +1,4 @@
-"""`OnnxNetwork`: the exported file says what the network says, at any batch size, and its bytes follow from it alone."""
+"""`OnnxNetwork`: the file says what the network says, at any batch size, and its bytes follow from it alone."""
 
 from __future__ import annotations
 

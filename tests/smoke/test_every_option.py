@@ -293,6 +293,12 @@ EFFECTS: dict[str, Callable[[Record, Path], bool]] = {
     "quantization=codebook": quantized(whole=32, begin_step=6),
     "quantization=rate": quantized(whole=31, begin_step=1, bits_weight=1e-5),
     "coding=none": lambda record, folder: "coding" not in record.techniques and (folder / "model.safetensors").exists(),
+    "quantization=static_int8": lambda record, folder: (
+        (folder / "model.onnx").is_file() and record.techniques["quantization"]["quantized"] == {"Gemm": 3}
+    ),
+    "quantization=dynamic_int8": lambda record, folder: (
+        (folder / "model.onnx").is_file() and record.techniques["quantization"]["quantized"] == {"MatMulInteger": 3}
+    ),
     "coding=zstd": coded(1),
     "coding=huffman": coded(2),
     "coding=entropy": coded(3),

@@ -24,6 +24,8 @@ EXTRAS = {
     "tensorboard": (("tensorboard",), "logger=tensorboard"),
     "mlflow": (("mlflow-skinny",), "logger=mlflow"),
     "text": (("tokenizers",), "tokenizer=bpe"),
+    "pruning": (("torch-pruning",), "pruning=structured"),
+    "zstd": (("zstandard",), "coding=zstd"),
     "onnx": (("onnx", "onnxruntime", "onnxscript"), "ONNX Runtime's latency and int8 artefacts"),
     "gpu": (("nvidia-ml-py",), "energy of NVIDIA GPUs"),
 }

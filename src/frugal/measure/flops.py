@@ -79,9 +79,7 @@ def remaining_flops(network: nn.Module, batch_input: Tensor) -> int:
     counter = _forward(network, batch_input)
     total: float = counter.get_total_flops()
     root = f"{type(network).__name__}."
-    by_module = {
-        name.removeprefix(root): sum(counts.values()) for name, counts in counter.get_flop_counts().items()
-    }
+    by_module = {name.removeprefix(root): sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     for name, module in network.named_modules():
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.ndim >= 2 and not list(module.children()) and name in by_module:

@@ -61,7 +61,7 @@ def plain_weights(network: nn.Module) -> dict[str, Tensor]:
     """The parameters as they act in the forward pass, by their plain names: a masked or parametrized weight once, with
     its mask or parametrization applied; a tied weight once."""
     if hasattr(network, "plain_weights"):  # run by something else than torch: it says itself
-        return network.plain_weights()  # type: ignore[operator,no-any-return]
+        return network.plain_weights()  # type: ignore[operator]
     weights: dict[str, Tensor] = {}
     seen: set[int] = set()
     for prefix, module in network.named_modules():

@@ -411,7 +411,7 @@ def _may_be_cut(parametrizations: nn.Module) -> bool:
 
 def _torch_pruning() -> Any:
     try:
-        import torch_pruning  # type: ignore[import-untyped]
+        import torch_pruning
     except ModuleNotFoundError:
         raise SettingsError(
             "pruning=structured: needs torch-pruning, an extra: pip install 'frugal-ml[pruning]'"

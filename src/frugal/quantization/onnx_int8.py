@@ -55,7 +55,7 @@ class OnnxInt8(Technique):
                 "quantization: ONNX Runtime can quantize no layer of this network; choose quantization=none"
             )
         converted = OnnxNetwork(content)
-        converted.remaining_flops = left
+        converted.remaining_flops = left  # type: ignore[assignment]
         return converted
 
     def figures(self) -> dict[str, Any]:

@@ -1,0 +1,73 @@
+"""`frugal compress`: techniques on a finished run, the search for a target, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import frugal as package
+from command import frugal, runs
+from frugal import compress
+from frugal.record import Record
+
+pytest_plugins = ("users_home",)
+SHORT = ["model=simple_net", "trainer.max_epochs=2", "trainer.threads=1"]
+
+
+@pytest.fixture
+def run(home: Path, tmp_path: Path) -> Path:
+    record = package.run([*SHORT, "measure=quick", "measure.batches=[1]", "measure.mfu=false"])
+    return tmp_path / "logs" / "default" / record.run.name
+
+
+def test_a_technique_acts_on_a_finished_run_without_training(run: Path, tmp_path: Path) -> None:
+    outcome = frugal("compress", str(run), "pruning=magnitude", "pruning.density=0.5", "coding=zstd", "measure=none")
+    assert outcome.code == 0, outcome.err
+    (made,) = runs(tmp_path / "logs", "compress")
+    record, before = Record.read(made), Record.read(run)
+    assert record.run.steps_executed == 0 and (made / "model.frugal").is_file()
+    assert record.sparsity.prunable == pytest.approx(0.5, abs=1e-3)
+    assert record.config["seed"] == before.config["seed"] and record.config["model"] != before.config["model"]
+    assert record.size.file_bytes < before.size.file_bytes  # type: ignore[operator]
+    assert "val/accuracy" in record.quality  # of the artefact: choices are made on it
+
+
+def test_a_target_is_met_and_said(run: Path, tmp_path: Path) -> None:
+    dense = Record.read(run).size.file_bytes
+    outcome = frugal("compress", str(run), f"target.bytes={dense // 3}", "target.max_drop=0.2")  # type: ignore[operator]
+    assert outcome.code == 0, outcome.err
+    assert "meets all" in outcome.out and "looked at once" in outcome.out
+    artefact = Path(outcome.out.rpartition("Artefact: ")[2].strip())
+    assert artefact.stat().st_size <= dense // 3  # type: ignore[operator]
+    # the tries have not looked at the test set
+    tries = [Record.read(folder) for folder in runs(tmp_path / "logs", "compress")]
+    assert tries and not any(name.startswith("test/") for record in tries for name in record.quality)
+
+
+def test_an_impossible_target_ends_with_what_is_missing(run: Path) -> None:
+    outcome = frugal("compress", str(run), "target.bytes=10", "target.max_drop=0", "budget.seconds=1")
+    assert outcome.code == 1
+    assert "Not met; the nearest:" in outcome.out and "Missed: target.bytes" in outcome.out
+
+
+def test_what_the_mildest_way_is_that_is_expected_to_do() -> None:
+    targets = compress.Targets(bytes=100_000, max_drop=0.01)
+    search = compress.Search(targets, dense_bytes=1_000_000, latency_ms=None, left=compress.candidates())
+    search.order()
+    assert search.left[0].ratio >= 10 and search.left[0].ratio == min(c.ratio for c in search.left if c.ratio >= 10)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["quantization=static_int8"], "compress: name a run"),
+        (["nowhere"], "no run's folder"),
+        (["RUN", "target.byte=3"], "target.byte=3: unknown; did you mean target.bytes?"),
+        (["RUN", "target.bytes=none"], "target.bytes=none: needs a number above 0"),
+        (["RUN", "pruning=gradul"], "pruning=gradul: unknown; did you mean gradual?"),
+        (["RUN", "--flag"], "--flag: compress takes KEY=VALUE only"),
+    ],
+)
+def test_bad_input_is_one_line(words: list[str], says: str, run: Path) -> None:
+    assert says in frugal("compress", *[str(run) if word == "RUN" else word for word in words]).error
