@@ -47,7 +47,7 @@ def refused(home: Path, tmp_path: Path) -> Callable[..., str]:
         (["sead=1"], "sead=1", "did you mean seed?"),
         (["modl=lenet5"], "modl=lenet5", "did you mean model?"),
         # wrong types and values
-        (["trainer.max_epochs=many"], "trainer.max_epochs=many", "Integer"),
+        (["trainer.max_epochs=many"], "trainer.max_epochs=many", "needs a whole number"),
         (["seed=-1"], "seed=-1", "least value is 0"),
         (["optim.lr=fast"], "optim.lr=fast", "a number"),
         (["data.workers=1.5"], "data.workers=1.5", "whole number"),
