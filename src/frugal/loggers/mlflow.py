@@ -82,8 +82,8 @@ class MLflow(QuietLogger):
             raise FrugalError(
                 'logger=mlflow: MLflow is not installed; install it with: pip install "frugal-ml[mlflow]"'
             ) from None
-        for name in ("mlflow", "urllib3.connectionpool"):  # each of its tries again would be a line on the terminal
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for talker in ("mlflow", "urllib3.connectionpool"):  # each of its tries again would be a line on the terminal
+            logging.getLogger(talker).setLevel(logging.ERROR)
         self.folder = folder
         self.uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or Path(store).expanduser().resolve().as_uri()
         self.experiment_name = experiment
