@@ -33,6 +33,7 @@ def test_a_technique_acts_on_a_finished_run_without_training(run: Path, tmp_path
     assert "val/accuracy" in record.quality  # of the artefact: choices are made on it
 
 
+@pytest.mark.slow
 def test_a_target_is_met_and_said(run: Path, tmp_path: Path) -> None:
     dense = Record.read(run).size.file_bytes
     outcome = frugal("compress", str(run), f"target.bytes={dense // 3}", "target.max_drop=0.2")  # type: ignore[operator]
