@@ -18,15 +18,14 @@ import os
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from whole_runs import BUCKETS, train, training_seconds
+
 RESULTS = Path(__file__).parent / "results" / "mnist_fast.json"
-BUCKETS = ("warmup", "train_step", "data_wait", "callbacks", "compile")
 ONE, SIX, FAST, ACCURATE = "plain, 1 epoch", "plain, 6 epochs", "mnist_fast", "mnist_accurate"
 SIDES: dict[str, list[str]] = {
     ONE: ["experiment=mnist_cnn", "trainer.max_epochs=1"],
@@ -44,24 +43,11 @@ def command(side: str, seed: int, threads: int) -> list[str]:
 
 def measure(side: str, seed: int, threads: int) -> dict[str, Any]:
     """Run one side in a process of its own and read its record."""
-    words = command(side, seed, threads)
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, "-m", *words],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "FRUGAL_LOG_DIR": folder},
-        )
-        records = sorted(Path(folder).glob("**/record.json"))
-        if done.returncode != 0 or len(records) != 1:
-            last = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
-            raise SystemExit(f"{shlex.join(words)} failed: {last[-1]}")
-        record = json.loads(records[0].read_text())
+    record = train(command(side, seed, threads))
     return {
         "seed": seed,
         "accuracy": record["quality"]["test/accuracy"],
-        "training_s": sum(record["time"]["ledger_s"][bucket] for bucket in BUCKETS),
+        "training_s": training_seconds(record),
         "steps": record["run"]["steps_executed"],
         "parameters": record["size"]["parameters"],
         "precision": record["config"]["trainer"]["precision"],

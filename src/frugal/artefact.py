@@ -25,7 +25,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from frugal import settings
-from frugal.coding import container
+from frugal.coding import container, packed
 from frugal.coding.coder import CodingTechnique
 from frugal.coding.encoding import Encoding, attach, encodings_of
 from frugal.data.cleaning import Cleaning
@@ -212,8 +212,8 @@ def write(network: nn.Module, description: Description, path: Path, coding: Codi
         path, content = path.with_suffix(".frugal"), coding.encode(state, encodings, text, _layout(text))
     else:
         # One metadata key: safetensors keeps them in a hash map, whose order would differ from run to run.
-        packed = _without_shared(state) | _packed(encodings)
-        path, content = path.with_suffix(".safetensors"), save(packed, metadata={"frugal": text})
+        tensors = _without_shared(state) | packed.pack(encodings)
+        path, content = path.with_suffix(".safetensors"), save(tensors, metadata={"frugal": text})
     write_atomic(path, content)
     for other in FORMATS:
         if other != path.suffix:
@@ -229,52 +229,6 @@ def _layout(text: str) -> container.Layout | None:
             return container.layout_of(build_network(Description.from_dict(json.loads(text), Path("description"))))
     except Exception:  # of anybody's code
         return None
-
-
-_SMALLEST = ((2**7, torch.int8), (2**15, torch.int16), (2**31, torch.int32))
-
-
-def _packed(encodings: dict[str, Encoding]) -> dict[str, Tensor]:
-    """Tensors that stand for weights in a safetensors file: codes in the smallest type, two to a byte where they have
-    four bits, and scales and tables under the weight's name."""
-    found: dict[str, Tensor] = {}
-    for name, encoding in encodings.items():
-        codes = encoding.codes
-        low, high = (int(codes.min()), int(codes.max())) if codes.numel() else (0, 0)
-        if low >= -8 and high < 8:
-            flat = torch.nn.functional.pad(codes.flatten() + 8, (0, codes.numel() % 2)).to(torch.uint8)
-            found[name] = flat[0::2] * 16 + flat[1::2]
-        else:
-            dtype = next(dtype for bound, dtype in _SMALLEST if -bound <= low and high < bound)
-            found[name] = codes.to(dtype)
-        for key in ("scale", "table"):
-            if getattr(encoding, key) is not None:
-                found[f"{name}.{key}"] = getattr(encoding, key).contiguous()
-    return found
-
-
-def _unpacked(
-    state: dict[str, Tensor], layout: container.Layout | None, path: Path
-) -> tuple[dict[str, Tensor], dict[str, Encoding]]:
-    """A state with its weights as floats, and the codes they came from."""
-    encodings: dict[str, Encoding] = {}
-    for name in [name for name, tensor in state.items() if f"{name}.scale" in state or f"{name}.table" in state]:
-        codes = state[name]
-        if codes.dtype == torch.uint8:
-            shape = (layout or {}).get(name, ((), None))[0]
-            count = int(torch.tensor(shape).prod()) if shape else 0
-            flat = torch.stack((codes // 16, codes % 16), dim=1).flatten().to(torch.int32) - 8
-            if codes.ndim != 1 or not 0 <= len(flat) - count <= 1:
-                raise RunError(f"{path}: holds another network ({name} has {len(flat)} codes for {count} weights)")
-            codes = flat[:count].reshape(shape)
-        encoding = Encoding(codes.to(torch.int32), state.get(f"{name}.scale"), state.get(f"{name}.table"))
-        fault = encoding.fault()
-        if fault is not None:
-            raise RunError(f"{path}: {name} cannot be read ({fault})")
-        encodings[name] = encoding
-    aside = {f"{name}.{key}" for name in encodings for key in ("scale", "table")}
-    plain = {name: tensor for name, tensor in state.items() if name not in aside}
-    return plain | {name: encoding.decode() for name, encoding in encodings.items()}, encodings
 
 
 def plain_state(path: Path) -> dict[str, Tensor]:
@@ -411,8 +365,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Enco
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, ValueError, RecursionError, OSError) as error:
             raise RunError(f"{path}: not a safetensors artefact ({str(error).splitlines()[0]})") from None
-        packed = any(name.endswith((".scale", ".table")) for name in state)
-        state, encodings = _unpacked(state, _layout(text) if packed else None, path)
+        try:
+            state, encodings = packed.unpack(state, _layout(text) if packed.is_packed(state) else None)
+        except ValueError as error:
+            raise RunError(f"{path}: holds another network ({error})") from None
         return state, plain if isinstance(plain, dict) else {}, encodings
     if path.suffix == ".frugal":
         try:

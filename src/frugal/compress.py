@@ -180,8 +180,7 @@ class Search:
         faster = self.latency_ms / self.targets.latency_ms if self.targets.latency_ms and self.latency_ms else 1.0
         enough = [c for c in self.left if c.ratio >= ratio and c.faster >= faster]
         rest = [c for c in self.left if c not in enough]
-        if self.targets.latency_ms is None:  # a smaller file alone: what costs least first
-            enough = [c for c in enough if c.faster == 1.0] + [c for c in enough if c.faster > 1.0]
+        # for a smaller file alone, what would change the network's speed comes last
         enough.sort(key=lambda c: (c.faster > 1.0 and self.targets.latency_ms is None, c.ratio))
         rest.sort(key=lambda c: -min(c.ratio / ratio, c.faster / faster))
         self.left = enough + rest
@@ -209,9 +208,7 @@ def _search(source: Path, base: list[str], given: list[str], targets: Targets) -
         epochs = max(1, round(candidate.epochs * own)) if candidate.epochs else 0
         expected = 3 + 1.5 * epochs * per_epoch
         if tries and spent + expected > targets.seconds:
-            if candidate.epochs and not any(not c.epochs for c in search.left):
-                break
-            continue
+            continue  # another may be quicker
         tried = _try(candidate, epochs, base, given, bool(targets.latency_ms))
         tries.append(tried)
         _judge(tried, targets, metric, higher, before)

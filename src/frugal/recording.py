@@ -159,21 +159,18 @@ def _measure_latency(
     status = status_of(record, network)
     backends, absent = build_backends(dense or network, level.backends, make_input, batches)
     statuses: dict[str, Any] = dict.fromkeys(backends, status if dense is None else "dense")
-    left: int | None = None
+    fewer: float | None = None  # an ONNX file keeps no count of its multiply-adds
     if isinstance(network, OnnxNetwork):
         backends[network.backend], statuses[network.backend] = network, status
-        left = getattr(network, "remaining_flops", None)
-    else:
+    elif status != "dense":
         left = remaining_flops(network, make_input(1))
+        fewer = forward_flops(dense or network, make_input(1)) / left if left else None
         if dense is not None:
             own, further = build_backends(network, level.backends, make_input, batches)
             absent |= {f"{key}, {status}": reason for key, reason in further.items()}
             backends |= {f"{name}, {status}": backend for name, backend in own.items()}
             statuses |= dict.fromkeys((f"{name}, {status}" for name in own), status)
     record.absent.update(absent)
-    whole = remaining_flops(dense or network, make_input(1)) if status != "dense" else None
-    if dense is None and status != "dense":
-        whole = forward_flops(network, make_input(1))
     # a language model's ways of generating, at the first batch size only where it must be quick
     paths = timed_paths(network)
     statuses |= dict.fromkeys(paths, status)
@@ -189,7 +186,7 @@ def _measure_latency(
                 seconds=level.seconds,
                 status=statuses,
                 reference="eager",
-                speedup_theoretical=whole / left if whole and left else None,
+                speedup_theoretical=fewer,
                 claims=level.claims,
                 on_progress=lambda done, _, label: bar.advance(before + done - bar.done, f"Measuring latency: {label}"),  # noqa: B023
             )

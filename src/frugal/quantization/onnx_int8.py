@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from frugal.deploy.onnx_network import OnnxNetwork, export
 from frugal.errors import SettingsError
-from frugal.measure.flops import remaining_flops
 from frugal.technique import Technique
 
 QUANTIZABLE = ("Conv", "Gemm", "MatMul", "Attention", "LSTM", "EmbedLayerNormalization", "Gather")
@@ -41,7 +40,6 @@ class OnnxInt8(Technique):
         if not given:
             raise SettingsError("quantization: needs training inputs to calibrate with, and there are none")
         example = given[0][:2] if len(given[0]) > 1 else given[0].expand(2, *given[0].shape[1:])
-        left = remaining_flops(network, example[:1])
         with tempfile.TemporaryDirectory() as folder, _quiet():
             plain, prepared, target = (Path(folder) / name for name in ("plain.onnx", "prepared.onnx", "int8.onnx"))
             plain.write_bytes(export(network, example.contiguous()))
@@ -54,9 +52,7 @@ class OnnxInt8(Technique):
             raise SettingsError(
                 "quantization: ONNX Runtime can quantize no layer of this network; choose quantization=none"
             )
-        converted = OnnxNetwork(content)
-        converted.remaining_flops = left  # type: ignore[assignment]
-        return converted
+        return OnnxNetwork(content)
 
     def figures(self) -> dict[str, Any]:
         return {"bits": 8, "status": "converted", "backend": "onnxruntime int8", **self._figures}
