@@ -50,7 +50,7 @@ def measure(side: str, seed: int, threads: int) -> dict[str, Any]:
         "training_s": training_seconds(record),
         "steps": record["run"]["steps_executed"],
         "parameters": record["size"]["parameters"],
-        "precision": record["config"]["trainer"]["precision"],
+        "precision": record["fingerprint"]["precision"],
     }
 
 

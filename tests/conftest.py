@@ -21,6 +21,7 @@ MARKED_MODULES = {
     "wandb": ("wandb",),
     "tensorboard": ("tensorboard",),
     "mlflow": ("mlflow", "pandas"),
+    "torchao": ("torchao",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
 }
 

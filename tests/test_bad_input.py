@@ -55,7 +55,7 @@ def refused(home: Path, tmp_path: Path) -> Callable[..., str]:
         (["model.network.hidden=3"], "model.network.hidden=3", "a list"),
         (["measure.latency=quik"], "measure.latency=quik", "did you mean quick?"),
         (["trainer.limit_train_batches=few"], "trainer.limit_train_batches=few", "number"),
-        (["trainer.precision=16-mixt"], "trainer.precision=16-mixt", "did you mean 16-mixed?"),
+        (["precision.mode=16-mixt"], "precision.mode=16-mixt", "did you mean 16-mixed?"),
         (["trainer.max_epochs=null"], "trainer.max_epochs=null", "trainer.max_steps"),
         # unknown options
         (["model=simple"], "model=simple", "did you mean simple_net?"),

@@ -276,7 +276,7 @@ def test_uncommitted_changes_are_kept_without_secrets(home: Path, tmp_path: Path
 
     git("add", "-A", "-f")
     git("commit", "-q", "-m", "all")
-    manifest._git.cache_clear()
+    manifest.git_state.cache_clear()
     assert frugal("train", *TINY).code == 0
     clean = runs(tmp_path / "logs")[-1]
     clean = clean if clean != run else runs(tmp_path / "logs")[0]

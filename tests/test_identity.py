@@ -62,7 +62,7 @@ def test_where_it_goes_and_who_is_told_is_not_what_it_is(words: list[str], home:
         "schedule=cosine",
         "callbacks=early_stopping",
         "trainer.max_epochs=11",
-        "trainer.precision=bf16-mixed",
+        "precision=bf16",
         "optim.lr=0.02",
         "model.network.hidden=[256,64]",
         "model.label_smoothing=0.1",

@@ -93,7 +93,7 @@ def test_what_a_user_raises_in_many_lines_is_one_in_the_record(home: Path, tmp_p
     assert outcome.err.splitlines()[-1] == "frugal: ValueError: first line"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
 def test_an_interrupted_run_can_be_continued(number: signal.Signals, home: Path, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()
@@ -106,7 +106,7 @@ def test_an_interrupted_run_can_be_continued(number: signal.Signals, home: Path,
     assert project.finish(job) == 130
     (run,) = runs(logs)
     plain = json.loads((run / "record.json").read_text())
-    assert (plain["status"], plain["error"]) == ("interrupted", "interrupted")
+    assert (plain["status"], plain["error"]) == ("interrupted", f"interrupted by {number.name}")
     assert not missing_keys(plain) and 3 <= plain["run"]["steps_executed"] <= 4
     assert "frugal: interrupted; to continue" in (logs / "output.txt").read_text()
     closes(Record.read(run))

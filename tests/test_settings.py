@@ -322,7 +322,7 @@ def test_hydras_own_plugins_and_log_handlers_are_let_through() -> None:
         ("trainer.accumulate_grad_batches=0", "the least value is 1"),
         ("data.batch_size=1.5", "needs a whole number"),
         ("trainer.val_check_interval=often", "needs a number"),
-        ("trainer.precision=8", "trainer.precision=8"),
+        ("precision.mode=8", "precision.mode=8"),
     ],
 )
 def test_values(override: str, says: str, home: Path) -> None:

@@ -95,7 +95,7 @@ class Shrink(Technique):
 OPTION = """# {name}: a technique of the user's own.
 # frugal train {group}={name}
 needs: {{data.task: [classification]}}
-excludes: {{trainer.precision: [16-mixed]}}
+excludes: {{precision.mode: [16-mixed]}}
 _target_: mine.techniques.{target}
 """
 
@@ -177,8 +177,8 @@ def test_its_state_survives_a_kill(lab: Path, tmp_path: Path) -> None:
 
 
 def test_what_it_needs_and_excludes(lab: Path, tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match=r"pruning=halve cannot be combined with trainer\.precision=16-mixed"):
-        package.run([*TINY, "pruning=halve", "trainer.precision=16-mixed"])
+    with pytest.raises(RefusedError, match=r"pruning=halve cannot be combined with precision\.mode=16-mixed"):
+        package.run([*TINY, "pruning=halve", "precision=fp16"])
     with pytest.raises(SettingsError, match=r"pruning\.densty=1: unknown; did you mean density\?"):
         package.run([*TINY, "pruning=halve", "+pruning.densty=1"])
     with pytest.raises(SettingsError, match=r"pruning\.density=half: needs a number"):

@@ -415,6 +415,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise RunError(f"{path}: not a checkpoint (it holds a {type(checkpoint).__name__})")
     if not isinstance(checkpoint.get("state_dict"), dict):
         raise RunError(f"{path}: not a checkpoint (it has no state_dict)")
+    if "shards" in checkpoint:  # of a run of several ranks that was cut off
+        from frugal.strategy.shards import joined
+
+        checkpoint = joined(checkpoint, path)
     return checkpoint
 
 

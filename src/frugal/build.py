@@ -6,6 +6,7 @@ Each function builds one thing from its part of the configuration; `train.py` an
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,27 +14,36 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities import registry
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.precision import DoublePrecision
 from omegaconf import DictConfig
 from torch import nn
 
-from frugal import artefact, settings
+from frugal import artefact, precision, settings
 from frugal.artefact import Description
+from frugal.callbacks.budget import Budget
 from frugal.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from frugal.callbacks.exact import ExactRandomness
 from frugal.callbacks.progress import Progress, StepMetrics
+from frugal.compiled import Compiled
 from frugal.data.module import DataModule
 from frugal.debug import OperationProfiler
 from frugal.errors import SettingsError, did_you_mean
 from frugal.folder import Run, StepCounter
 from frugal.measure import Energy, Ledger, Memory, Throughput, TimeLedger, TimeToTarget, count_flops
 from frugal.measure.flops import StepFlops
+from frugal.measure.gradients import Float16Flush
 from frugal.models.gpt import GPT
 from frugal.models.gpt2 import convert, is_gpt2
 from frugal.models.module import Module
 from frugal.paths import find_weights
+from frugal.ranks import Group
 from frugal.technique import STAGES, Technique
+
+# A Trainer reads all installed packages' metadata for plugins' callbacks, which takes a tenth of a sweep's overhead.
+registry.entry_points = functools.lru_cache(registry.entry_points)  # type: ignore[assignment]
 
 # What a data module passes on: to the network (`dims`), and to the LightningModule (`facts`); never in a configuration.
 DIMS = {
@@ -167,17 +177,23 @@ class Fit:
     energy: Energy
     target: TimeToTarget | None
     checkpoints: Checkpoints
+    compiled: Compiled | None = None
+    budget: Budget | None = None
 
 
 def build_fit(
     cfg: DictConfig,
     run: Run,
     ledger: Ledger,
-    steps: StepCounter,
+    steps: StepCounter | None,
     description: Description,
     techniques: dict[str, Technique],
     loggers: list[Logger],
+    network: nn.Module,
+    group: Group | None = None,
 ) -> Fit:
+    """Of ranks above 0 without what shows, writes or logs: rank 0 does it for all."""
+    first = group is None or group.first
     warmup = int(cfg.measure.warmup_steps)
     fit = Fit(
         trainer=None,  # type: ignore[arg-type]
@@ -194,25 +210,56 @@ def build_fit(
             mode=cfg.run.mode,
             every_s=float(cfg.run.checkpoint_every_s),
             every_steps=cfg.run.checkpoint_every_steps,
-            on_step=steps.add,
+            on_step=steps.add if steps is not None else None,
             extends=run.extends,
         ),
     )
     own: list[pl.Callback] = [fit.ledger, ExactRandomness(int(cfg.seed)), fit.throughput, fit.memory, fit.energy]
     own += [fit.target] if fit.target is not None else []
+    if (budget := budget_of(cfg)) is not None:
+        fit.budget = Budget(*budget, ledger=ledger)
+        own.append(fit.budget)
+    if cfg.compile.mode is not None:
+        fit.compiled = Compiled(network, cfg.compile.mode, cfg.compile.dynamic, bool(cfg.compile.fullgraph))
+        own.append(fit.compiled)
+    if cfg.measure.gradients:
+        own.append(Float16Flush(list(cfg.measure.loss_scales)))
     users = [settings.instantiate(node, f"callbacks.{name}") for name, node in (cfg.callbacks or {}).items() if node]
-    if cfg.debug.profiler:
+    if cfg.debug.profiler and first:
         users.append(OperationProfiler(str(run.folder)))
-    last: list[pl.Callback] = [StepMetrics(), Progress(), fit.checkpoints]
+    last: list[pl.Callback] = [*([StepMetrics(), Progress()] if first else []), fit.checkpoints]
+    arguments = trainer_arguments(cfg)
+    if group is not None:
+        from frugal.strategy.environment import Ranks
+        from frugal.strategy.weighted import SameBuffers
+
+        own.append(SameBuffers())
+        arguments["strategy"] = settings.instantiate(cfg.strategy, "strategy")
+        arguments["plugins"] = [*arguments.get("plugins", []), Ranks(group)]
+        if arguments.get("precision") == "64-true":  # which Lightning refuses by name where weights are shared out
+            del arguments["precision"]
+            arguments["plugins"].append(DoublePrecision())
+    plugins = [AtomicCheckpointIO(description.to_dict()), *arguments.pop("plugins", [])]
     with lightning_in_one_line():
         fit.trainer = pl.Trainer(
-            **trainer_arguments(cfg),
+            **arguments,
             callbacks=[*own, *techniques.values(), *users, *last],
             logger=loggers,
-            plugins=[AtomicCheckpointIO(description.to_dict())],
+            plugins=plugins,
             default_root_dir=str(run.folder),
         )
+    if group is not None:
+        # Lightning (2.6) broadcasts from within its handler of SIGTERM, where the other ranks wait for something else,
+        # and asks all ranks about it at each step; `Checkpoints` has them agree.
+        fit.trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        fit.trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return fit
+
+
+def budget_of(cfg: DictConfig) -> tuple[Any, float] | None:
+    """Unit and amount of what may be spent; None where epochs or steps decide."""
+    node = cfg.get("budget") or {}
+    return next(((name, amount) for name, amount in node.items() if amount is not None), None)
 
 
 @contextlib.contextmanager
@@ -228,8 +275,11 @@ def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     """What Lightning's Trainer takes from `cfg.trainer`; everything that Frugal does itself is switched off."""
     arguments = settings.plain(cfg.trainer)
     del arguments["threads"]
+    if budget_of(cfg) is not None:  # which ends the run itself
+        arguments |= {"max_epochs": -1, "max_steps": -1}
     return {
         **arguments,
+        **precision.trainer_arguments(cfg),
         "deterministic": "warn" if arguments["deterministic"] else False,
         "enable_checkpointing": True,
         "enable_model_summary": False,
@@ -266,7 +316,7 @@ def count_step(network: nn.Module, data: DataModule) -> StepFlops | None:
     return count_flops(network, data.example(data.batch_size, "meta"))
 
 
-def set_threads(cfg: DictConfig, flops: StepFlops | None = None) -> None:
+def set_threads(cfg: DictConfig, flops: StepFlops | None = None, group: Group | None = None) -> None:
     """Set torch's threads: `trainer.threads`, else one for each 100 MFLOP of a training step, at most torch's choice.
 
     A function of the settings alone, never of the clock, so that a run's bits stay the same. Small steps lose by a
@@ -274,9 +324,10 @@ def set_threads(cfg: DictConfig, flops: StepFlops | None = None) -> None:
     (`benchmarks/threads.py`).
     """
     threads = cfg.trainer.threads
+    ranks, on_this_machine = (group.size, group.local_size) if group is not None else (1, 1)
     if threads is None:
-        threads = _TORCH_THREADS
+        threads = max(1, _TORCH_THREADS // on_this_machine)
         if flops is not None:
-            threads = max(1, min(threads, round(flops.step / _FLOPS_PER_THREAD)))
+            threads = max(1, min(threads, round(flops.step / ranks / _FLOPS_PER_THREAD)))
     if torch.get_num_threads() != threads:
         torch.set_num_threads(int(threads))

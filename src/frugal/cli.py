@@ -48,20 +48,23 @@ def main(argv: list[str] | None = None) -> None:
     # threads are four to ten times as fast so (a busy loop alongside), on a quiet machine up to 14 % slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _set_up_logging()
+    set_up_logging()
     try:
         code = _dispatch(arguments)
     except FrugalError as error:
         code = _fail(str(error))
     except KeyboardInterrupt as interrupt:
-        code = _fail(str(interrupt) or "interrupted", 130)
+        from frugal import interrupts
+
+        said = [str(interrupt) or "interrupted", interrupts.requeue()]
+        code = _fail("; ".join(text for text in said if text), 130)
     except BrokenPipeError:
         code = 141
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `frugal report | head`: nothing more can be said
     _leave(code)
 
 
-def _set_up_logging() -> None:
+def set_up_logging() -> None:
     """Frugal's own lines plainly to stdout, everybody's warnings to stderr; a run adds its log file."""
     import logging
 
@@ -92,7 +95,14 @@ def _dispatch(arguments: list[str]) -> int:
     if verb in ("-sc", "--shell-completion", "--shell_completion"):
         return _completion(rest)
     if verb in COMPOSED:
-        return _composed(verb, rest)
+        from frugal import ranks
+
+        if ranks.place().rank:  # torchrun and srun start all ranks, and the first of them composes for all
+            return ranks.follow()
+        try:
+            return _composed(verb, rest)
+        finally:
+            ranks.dismiss()
     if verb == "report":
         from frugal.report import main as report
 
@@ -116,7 +126,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 # -------------------------------------------------------------------------------------------------------- Hydra verbs
 def _composed(verb: str, words: list[str]) -> int:
-    from frugal import compose, job, manifest
+    from frugal import compose, interrupts, job, manifest
 
     job.problem = job.finished = job.SweepFolder.path = None  # of an earlier command in this process
 
@@ -127,7 +137,7 @@ def _composed(verb: str, words: list[str]) -> int:
     overrides = [w for w in words if not w.startswith("-")]
     sys.argv = [sys.argv[0], *words]
     try:
-        with compose.one_line_errors(verb, overrides):
+        with compose.one_line_errors(verb, overrides), interrupts.raising():
             _hydra_main(verb)
     except FrugalError:
         job.SweepFolder.discard()
@@ -223,12 +233,13 @@ def _end_of_sweep(sweep: Path) -> int:
     from frugal.job import SweepFolder, finished_folders
     from frugal.paths import shown
     from frugal.report import report
+    from frugal.report.paired import baseline_of
     from frugal.report.verb import written
 
     folders = finished_folders(sweep)
     if not folders:
         return int(SweepFolder.failed)
-    result = report(folders, out=sweep)
+    result = report(folders, out=sweep, baseline=baseline_of([sweep]))
     console.say(result.table)
     console.say(written(result.files))
     best = result.best

@@ -33,6 +33,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from frugal import interrupts
 from frugal.errors import RunError
 from frugal.identity import Identity, leaves
 from frugal.manifest import describe_origin
@@ -87,22 +88,26 @@ class Run:
     def save(self) -> None:
         self.record.write(self.folder)
 
-    def start(self, cfg: DictConfig, overrides: Sequence[str]) -> None:
-        """Write what was asked and of what; from here on the folder can be continued."""
+    def start(self, config: str, overrides: Sequence[str]) -> None:
+        """Write what was asked (`config`, as YAML) and of what; from here on the folder can be continued.
+
+        Nothing is synced: a job of a sweep would wait longer for the disk than it trains, and a machine that stops in a
+        run's first seconds leaves no checkpoint to continue from.
+        """
         from frugal import console
 
         self.checkpoints.mkdir(exist_ok=True)
-        write_atomic(self.folder / CONFIG, OmegaConf.to_yaml(cfg))
+        write_atomic(self.folder / CONFIG, config, sync=False)
         kept = [o for o in overrides if not re.match(r"\+*(run\.resume|hydra[./])", o)]
-        write_atomic(self.folder / OVERRIDES, yaml.safe_dump(kept))
+        write_atomic(self.folder / OVERRIDES, yaml.safe_dump(kept), sync=False)
         manifest, patch = describe_origin()
         manifest |= {"data_sha256": self.identity.data_sha256, "source_sha256": self.identity.source_sha256}
-        write_atomic(self.folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        write_atomic(self.folder / MANIFEST, json.dumps(manifest, indent=1) + "\n", sync=False)
         if patch:
-            write_atomic(self.folder / "git.patch", patch)
+            write_atomic(self.folder / "git.patch", patch, sync=False)
         self.record.run.git_commit = manifest["git"]["commit"]
         self.record.run.git_dirty = manifest["git"]["dirty"]
-        self.save()
+        self.record.write(self.folder, sync=False)
         handler = logging.FileHandler(self.folder / LOG)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(handler)
@@ -112,7 +117,7 @@ class Run:
     def note(self, **facts: Any) -> None:
         """Add to the manifest what is known only once torch is there."""
         path = self.folder / MANIFEST
-        write_atomic(path, json.dumps({**json.loads(path.read_text()), **facts}, indent=1) + "\n")
+        write_atomic(path, json.dumps({**json.loads(path.read_text()), **facts}, indent=1) + "\n", sync=False)
 
     def discard(self) -> None:
         """Take the folder away again: nothing had begun in it."""
@@ -153,6 +158,10 @@ def open_single(cfg: DictConfig, identity: Identity) -> Run:
     resume = cfg.run.resume
     if isinstance(resume, str):
         return _continue(Path(resume), identity, cfg)
+    if interrupts.requeued():  # by SLURM: it is this very run that goes on, unless it had not begun
+        for folder in reversed(list(_candidates(experiment, identity))):
+            if _slurm_job(folder) == os.environ.get("SLURM_JOB_ID") and is_cut_off(folder):
+                return _continue(folder, identity, cfg)
     if resume:
         for folder in reversed(list(_candidates(experiment, identity))):
             if is_cut_off(folder):
@@ -210,6 +219,30 @@ def open_in_sweep(cfg: DictConfig, identity: Identity) -> Run | Record:
         number += 1
 
 
+def open_dead(cfg: DictConfig, identity: Identity) -> Run | None:
+    """The folder of a job of a sweep whose process died: `resumed` where its record says that it was running.
+
+    None where its record says something else already, or another process has it by now.
+    """
+    for folder in _candidates(experiment_folder(cfg), identity):
+        known = read_record(folder)
+        if known is None or _same(known, identity):
+            if is_locked(folder) or (known is not None and known.status != "running"):
+                return None
+            return Run(folder, identity, known or Record(), resumed=known is not None, _lock=_lock(folder))
+    found = open_in_sweep(cfg, identity)
+    return found if isinstance(found, Run) else None
+
+
+def find_completed(cfg: DictConfig, identity: Identity) -> Record | None:
+    """The record of this very job where it has been done before, without locking or making anything."""
+    for folder in _candidates(experiment_folder(cfg), identity):
+        known = read_record(folder)
+        if known is None or _same(known, identity):
+            return known if known is not None and known.status == "completed" else None
+    return None
+
+
 def _continue(folder: Path, identity: Identity, cfg: DictConfig) -> Run:
     if not (folder / OVERRIDES).is_file():
         raise RunError(f"run.resume={folder}: no run's folder (it has no {OVERRIDES})")
@@ -233,8 +266,8 @@ def _continue(folder: Path, identity: Identity, cfg: DictConfig) -> Run:
 # What a checkpoint restores or its position in the data depends on: another value would be ignored, or mixed with the
 # old one, and the record would say what was not done.
 FIXED = re.compile(
-    r"(seed|data|preprocess|model|optim|schedule|selection|distillation|pruning|quantization)\b"
-    r"|trainer\.(precision|accumulate_grad_batches|limit_train_batches|overfit_batches)$"
+    r"(seed|data|preprocess|model|optim|schedule|selection|distillation|pruning|quantization|precision)\b"
+    r"|trainer\.(accumulate_grad_batches|limit_train_batches|overfit_batches)$"
 )
 FREE = {"data.workers", "data.eval_batch_size", "data.source.root", "data.source.mirrors", "model.init_from"}
 
@@ -248,6 +281,13 @@ def _refuse_changes(folder: Path, cfg: DictConfig) -> None:
                 f"run.resume={shown(folder)}: {key}={value} cannot change on the way, the run has {was[key]}; "
                 f"a new run with model.init_from={shown(folder)} starts from its weights"
             )
+
+
+def _slurm_job(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / MANIFEST).read_text()).get("slurm_job")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _refuse_other_data(folder: Path, identity: Identity) -> None:

@@ -28,10 +28,10 @@ from frugal.errors import RunError
 from frugal.paths import find_weights
 
 # Where results go and who is told does not change them.
-IGNORED_ROOTS = {"paths", "logger", "run", "choices", "launch"}
+IGNORED_ROOTS = {"paths", "logger", "run", "choices", "launch", "sweep"}
 # ... except what decides the weights that become the artefact, and what the record says of them.
 KEPT_RUN_KEYS = {"weights", "monitor", "mode", "target", "target_metric", "target_mode", "test"}
-IGNORED_GROUPS = {"logger", "launch"}
+IGNORED_GROUPS = {"logger", "launch", "sweep"}
 # Keys that name weights to read: what counts is what lies there, not where.
 WEIGHTS_KEYS = {"model.init_from", "distillation.teacher", "source"}
 # Groups whose options may bring those of others, the first the most.
@@ -61,7 +61,8 @@ def identify(
 
     chosen = {g: o for g, o in choices.items() if o != base.get(g) and g not in IGNORED_GROUPS}
     reference, _ = _reference(verb, words(chosen), frozen)
-    changed = difference(cfg, reference) | from_outside(cfg)
+    ours = dict(leaves(cfg))
+    changed = difference(ours, reference) | from_outside(cfg, ours)
     payload = json.dumps({"choices": chosen, "leaves": changed}, sort_keys=True, default=str)
     digest = hashlib.sha256(payload.encode()).hexdigest()[:8]
 
@@ -74,27 +75,28 @@ def identify(
         if choices[group] != implied.get(group) and group not in UNNAMED_GROUPS:
             named[group] = choices[group]
             under, implied = _reference(verb, words({**experiment, **named}), frozen)
-    shown = {key: value for key, value in difference(cfg, under).items() if key.split(".")[0] not in UNNAMED_GROUPS}
+    shown = {key: value for key, value in difference(ours, under).items() if key.split(".")[0] not in UNNAMED_GROUPS}
     return Identity(short_name(named, shown), digest, source_sha256(sources), data_sha256)
 
 
 @functools.lru_cache(maxsize=64)
-def _reference(verb: str, overrides: tuple[str, ...], sources: tuple[Any, ...]) -> tuple[DictConfig, Choices]:
-    return compose(verb, overrides, [dict(s) for s in sources])
+def _reference(verb: str, overrides: tuple[str, ...], sources: tuple[Any, ...]) -> tuple[dict[str, Any], Choices]:
+    """The leaves and choices of what these overrides compose to."""
+    cfg, choices = compose(verb, overrides, [dict(s) for s in sources])
+    return dict(leaves(cfg)), choices
 
 
-def difference(cfg: DictConfig, reference: DictConfig) -> dict[str, Any]:
-    """Dotted leaves of `cfg` that `reference` lacks or has otherwise; a leaf that `cfg` lacks is "~"."""
-    ours, theirs = dict(leaves(cfg)), dict(leaves(reference))
+def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted leaves of ours that theirs lack or have otherwise; a leaf that ours lack is "~"."""
     changed = {key: value for key, value in ours.items() if key not in theirs or theirs[key] != value}
     changed.update({key: "~" for key in theirs if key not in ours})
     return dict(sorted(changed.items()))
 
 
-def from_outside(cfg: DictConfig) -> dict[str, Any]:
+def from_outside(cfg: DictConfig, ours: Mapping[str, Any]) -> dict[str, Any]:
     """What the settings take from elsewhere, as it is now: values of the environment, and the weights of other runs."""
     found: dict[str, Any] = {}
-    for key, value in leaves(cfg):
+    for key, value in ours.items():
         if isinstance(value, str) and "${oc." in value and "${paths." not in value:
             with contextlib.suppress(OmegaConfBaseException):  # so is a variable that is not set
                 found[key] = OmegaConf.select(cfg, key)

@@ -30,7 +30,7 @@ T = TypeVar("T")
 PACKAGES = ("frugal", "torch", "lightning", "torchmetrics")
 HYDRA_KEYS = {"_target_", "_partial_"}
 # Keys that stand beside `_target_` in an option file and are read by Frugal, not by the target.
-OPTION_KEYS = {"needs", "excludes", "task", "init_from", "lora"}
+OPTION_KEYS = {"needs", "excludes", "task", "init_from", "lora", "refuses"}
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 HYDRA_PACKAGES = ("hydra.", "hydra_plugins.")
 LOGGING_PACKAGES = ("logging.", "colorlog.", "rich.logging.", "frugal.")
@@ -80,7 +80,7 @@ def check_targets(node: Any, key: str = "") -> None:
 def check_hydra(node: Any) -> None:
     """Check what Hydra itself would build from `cfg.hydra`, before it does: callbacks, launcher, sweeper, log
     handlers."""
-    plain = _as_resolved(node) if OmegaConf.is_config(node) else node
+    plain = _as_resolved(node)
 
     def walk(value: Any, key: str) -> None:
         if isinstance(value, dict):
@@ -109,7 +109,7 @@ def _as_resolved(node: Any, depth: int = 0) -> Any:
     may bring a whole node. What cannot be resolved yet (a job's number) is left out: Hydra cannot build it either."""
     if depth > 40:
         raise SettingsError("hydra: interpolations that lead into themselves")
-    if OmegaConf.is_dict(node):
+    if OmegaConf.is_dict(node) or isinstance(node, dict):
         return {str(name): _child(node, name, depth) for name in node}
     if OmegaConf.is_list(node):
         return [_child(node, index, depth) for index in range(len(node))]

@@ -6,6 +6,8 @@ Torch-free until the job itself begins. The same function serves a single run, a
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import os
@@ -20,16 +22,17 @@ from typing import Any, ClassVar
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from frugal import compose, manifest, settings
+from frugal import compose, interrupts, manifest, settings
 from frugal import folder as folders
 from frugal.absent import explain_absent
 from frugal.errors import FrugalError, RefusedError, RunError, SettingsError
 from frugal.folder import Run
-from frugal.identity import WEIGHTS_KEYS, data_sha256, identify
+from frugal.identity import WEIGHTS_KEYS, Identity, data_sha256, identify
 from frugal.imports import without_scipy_signal
 from frugal.measure.ledger import Ledger
+from frugal.objectives import reached
 from frugal.paths import find_weights, shown
 from frugal.record import Record
 
@@ -54,6 +57,7 @@ class Job:
     sources: list[Any] = field(default_factory=list)
     sweep: Path | None = None
     number: int = 0
+    identity: Identity | None = None  # where it is known already
 
 
 # When the job before this one in the same process ended (time.monotonic); the first job's time starts with the process.
@@ -96,7 +100,7 @@ def run_job(job: Job) -> tuple[Record, Path]:
                 if job.sweep is None:
                     raise
                 checked = error
-        identity = identify(job.cfg, job.choices, job.verb, job.sources, data)
+        identity = job.identity or identify(job.cfg, job.choices, job.verb, job.sources, data)
         found = folders.open_in_sweep(job.cfg, identity) if job.sweep else folders.open_single(job.cfg, identity)
         if isinstance(found, Record):
             folder = folders.folder_of(job.cfg, identity, found)
@@ -182,9 +186,9 @@ def _begin(job: Job, run: Run) -> None:
     record.status, record.error = "running", None
     record.absent, record.energy.reason = {}, None  # those of an end before this one
     try:
-        plain = settings.plain(job.cfg)
+        plain, resolved = settings.plain(job.cfg), True
     except SettingsError:  # what cannot be resolved fails this job of a sweep, and its record says so
-        plain = typing.cast(dict[str, Any], OmegaConf.to_container(job.cfg, resolve=False))
+        plain, resolved = typing.cast(dict[str, Any], OmegaConf.to_container(job.cfg, resolve=False)), False
     record.config = {**plain, "choices": dict(job.choices)}
     info = record.run
     info.name, info.hash, info.source_sha256 = run.folder.name, run.identity.hash, run.identity.source_sha256
@@ -192,7 +196,7 @@ def _begin(job: Job, run: Run) -> None:
     info.command = manifest.redact(manifest.command_line())
     info.started_at = info.started_at or manifest.now()
     record.fingerprint.data_sha256 = run.identity.data_sha256
-    run.start(OmegaConf.create(plain), job.overrides)
+    run.start(OmegaConf.to_yaml(job.cfg, resolve=resolved), job.overrides)
 
 
 def _show_start(job: Job, run: Run) -> None:
@@ -234,7 +238,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, FrugalError):
         return str(error)
     if isinstance(error, KeyboardInterrupt | SystemExit):
-        return "interrupted"
+        return interrupts.reason()
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
@@ -261,10 +265,21 @@ class SweepFolder(Callback):
     failed: ClassVar[bool] = False  # whether a job failed in this process, even one that could leave no record
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        words = _words(config.hydra.overrides.task)
+        if name := search_name(config):  # a search goes on where it was, so its folder has no time in its name
+            folder = Path(config.paths.log_dir).expanduser() / str(config.run.experiment) / "sweeps" / name
+            with open_dict(config):
+                config.hydra.sweep.dir = str(folder)
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={compose.quote(str(folder))}")
         SweepFolder.path = Path(config.hydra.sweep.dir).resolve()
         SweepFolder.made = folders.missing(SweepFolder.path)
         SweepFolder.failed = False
-        SweepFolder.jobs = _count_jobs(_words(config.hydra.overrides.task))
+        given = config.hydra.sweeper.get("params") or {}
+        SweepFolder.jobs = _count_jobs([*(f"{key}={value}" for key, value in given.items()), *words])
+        if SweepFolder.jobs is not None:
+            SweepFolder.jobs *= len(config.sweep.variants) or 1
+        if name:
+            SweepFolder.jobs = None
 
     @classmethod
     def discard(cls) -> None:
@@ -286,27 +301,94 @@ def _count_jobs(words: list[str]) -> int | None:
     parsed = OverridesParser.create().parse_overrides(words)
     if any(override.is_sweep_override() and not override.is_discrete_sweep() for override in parsed):
         return None
-    return math.prod(sum(1 for _ in override.sweep_iterator()) for override in parsed if override.is_sweep_override())
+    last = {override.get_key_element(): override for override in parsed}  # the last word on a key counts
+    return math.prod(sum(1 for _ in o.sweep_iterator()) for o in last.values() if o.is_sweep_override())
 
 
-def hydra_job(cfg: DictConfig) -> float | None:
+def hydra_job(cfg: DictConfig) -> float | list[float] | None:
     """What Hydra calls for a run or for each job of a sweep; at module level so that launchers can send it to
     workers. Errors are kept in `problem`, never raised.
 
-    Returns the quality that a sweep optimizes, a plain float: launchers keep every returned value.
+    Returns the figures that a sweep optimizes, plain floats: launchers keep every returned value.
     """
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
     compose.prepare_hydra()
-    node = HydraConfig.get()
-    whole = OmegaConf.create({"hydra": node}, flags={"allow_objects": True})
-    _, choices = compose.split(whole)
+    job = job_of(typing.cast(DictConfig, HydraConfig.get()), cfg)
+    job.identity, sweep = identity, job.sweep
+    choosing = "frugal_sweep.search." in str(HydraConfig.get().sweeper.get("_target_"))
+    global problem, finished
+    problem = finished = None
+    try:
+        record, finished = run_job(job)
+    except RefusedError as error:
+        problem = error
+        _show_end(how_it_ended(error))
+    except (KeyboardInterrupt, SystemExit) as error:
+        if sweep is not None:
+            raise KeyboardInterrupt("interrupted; the same command goes on where it stopped") from error
+        problem = KeyboardInterrupt(_how_to_go_on(job))
+    except Exception as error:
+        problem = error
+        SweepFolder.failed = True
+        _show_end(how_it_ended(error))
+    else:
+        value = reached(record, cfg.sweep.objectives)
+        if value is None and choosing:
+            _show_end(
+                f"{record.run.name} has no value for sweep.objectives={list(cfg.sweep.objectives)}: a failed trial"
+            )
+        return value
+    return None
+
+
+def how_it_ended(error: BaseException) -> str:
+    """Of a job of a sweep, in one line."""
+    return f"refused: {error}" if isinstance(error, RefusedError) else f"failed: {one_line(error)}"
+
+
+def record_death(job: Job, identity: Identity, how: str) -> None:
+    """Leave word of a job whose process could not: it failed where nothing had begun, else it can be continued."""
+    SweepFolder.failed = True
+    try:
+        run = folders.open_dead(job.cfg, identity)
+    except FrugalError as error:
+        log.warning("%s", error)
+        return
+    if run is None:
+        return
+    _note_in_sweep(job, run.folder)
+    try:
+        if not run.resumed:
+            _begin(job, run)
+        run.record.status, run.record.error = "interrupted" if run.resumed else "failed", how
+        explain_absent(run.record, trains=job.verb != "evaluate")
+        run.save()
+    finally:
+        run.close()
+
+
+def search_name(config: DictConfig) -> str | None:
+    """The folder's name of a search, the same for the same space, objectives and settings; None of another sweep."""
+    sweeper = config.hydra.sweeper
+    if not str(sweeper._target_).startswith("hydra_plugins.frugal_sweep.search."):
+        return None
+    others = ("sweep.trials=", "launch", "paths.", "logger")
+    words = sorted(word for word in _words(config.hydra.overrides.task) if not word.lstrip("+~").startswith(others))
+    told = [words, OmegaConf.to_container(sweeper, resolve=False), list(config.sweep.objectives), config.sweep.seed]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return f"{sweeper.sampler}-{digest}"
+
+
+def job_of(node: DictConfig, cfg: DictConfig) -> Job:
+    """The job that Hydra's node describes and `cfg` configures."""
+    from hydra.types import RunMode
+
     sweep = Path(node.sweep.dir).resolve() if node.mode == RunMode.MULTIRUN else None
-    job = Job(
+    return Job(
         verb=str(node.job.config_name),
         cfg=cfg,
-        choices=choices,
+        choices=compose.choices_of(node),
         overrides=_words(node.overrides.task),
         sources=[
             {"provider": source.provider, "schema": source.schema, "path": source.path}
@@ -315,25 +397,24 @@ def hydra_job(cfg: DictConfig) -> float | None:
         sweep=sweep,
         number=int(node.job.num) if sweep is not None else 0,
     )
-    global problem, finished
-    problem = finished = None
+
+
+def done_before(job: Job) -> tuple[Identity, Record | None] | None:
+    """Whose folder the job will have and, where it is done, its record: noted in the sweep like any other.
+
+    None where the job is refused or is bad input, which takes no time to find out again. For launchers that start a
+    process for each job that is left.
+    """
+    if _check(job) is not None:
+        return None
     try:
-        record, finished = run_job(job)
-    except RefusedError as error:
-        problem = error
-        _show_end(f"refused: {error}")
-    except (KeyboardInterrupt, SystemExit) as error:
-        if sweep is not None:
-            raise KeyboardInterrupt("interrupted; the same command goes on where it stopped") from error
-        problem = KeyboardInterrupt(_how_to_go_on(job))
-    except Exception as error:
-        problem = error
-        SweepFolder.failed = True
-        _show_end(f"failed: {one_line(error)}")
-    else:
-        quality = record.quality.get("val/loss")
-        return float(quality) if quality is not None else None
-    return None
+        identity = identify(job.cfg, job.choices, job.verb, job.sources, data_sha256(job.cfg))
+    except FrugalError:
+        return None
+    record = folders.find_completed(job.cfg, identity)
+    if record is not None:
+        _note_in_sweep(job, folders.folder_of(job.cfg, identity, record))
+    return identity, record
 
 
 def _how_to_go_on(job: Job) -> str:
@@ -346,6 +427,7 @@ def _how_to_go_on(job: Job) -> str:
 # What broke the last job of this process. Hydra would print about an error that is raised to it, and BasicSweeper would
 # lose the batches after it; search sweepers take a None for a failed trial.
 problem: BaseException | None = None
+identity: Identity | None = None  # of the job to come, where a launcher has found it out already
 interrupted: Path | None = None  # the folder of the last job of this process that was interrupted
 finished: Path | None = None  # the folder of the last job of this process that ended well
 

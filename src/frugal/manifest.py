@@ -43,7 +43,7 @@ def redact(text: str) -> str:
 
 def describe_origin() -> tuple[dict[str, Any], str | None]:
     """What code, packages and machine a run comes from; and the uncommitted changes as a patch, secrets struck out."""
-    commit, dirty, patch = _git()
+    commit, dirty, patch = git_state()
     return {
         "written_at": now(),
         "command": redact(command_line()),
@@ -51,12 +51,13 @@ def describe_origin() -> tuple[dict[str, Any], str | None]:
         "platform": platform.platform(),
         "machine": {"processor": processor_name(), "cores": os.cpu_count(), "memory_bytes": _memory_bytes()},
         "git": {"commit": commit, "dirty": dirty},
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "packages": packages(),
     }, patch
 
 
 @functools.lru_cache(maxsize=1)
-def _git() -> tuple[str | None, bool | None, str | None]:
+def git_state() -> tuple[str | None, bool | None, str | None]:
     def git(*arguments: str) -> str:
         done = subprocess.run(
             ["git", *arguments], capture_output=True, text=True, timeout=10, check=True, errors="replace"

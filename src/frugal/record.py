@@ -52,6 +52,7 @@ class Fingerprint:
     lightning: str = ""
     frugal: str = ""
     data_sha256: str = ""
+    precision: str = ""  # of weights and products, as they really were
     effective_batch: int | None = None
 
 
@@ -150,6 +151,7 @@ class Record:
     sparsity: Sparsity = field(default_factory=Sparsity)
     latency: list[Latency] = field(default_factory=list)
     energy: Energy = field(default_factory=Energy)
+    budget: dict[str, Any] = field(default_factory=dict)  # unit, amount, spent, steps; empty without one
     techniques: dict[str, dict[str, Any]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)  # dotted key of a figure that is None -> the reason
     diagnosis: str | None = None  # where the time went, in one sentence
@@ -182,10 +184,10 @@ class Record:
         values["latency"] = [Latency(**_known(Latency, row)) for row in values.get("latency") or []]
         return cls(**values)
 
-    def write(self, folder: Path) -> Path:
+    def write(self, folder: Path, sync: bool = True) -> Path:
         """Write `record.json` into `folder`: whole or not at all."""
         path = Path(folder) / FILE_NAME
-        write_atomic(path, json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+        write_atomic(path, json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", sync)
         return path
 
     @classmethod
@@ -201,8 +203,11 @@ class Record:
             raise RunError(f"{path}: not a record ({error})") from None
 
 
-def write_atomic(path: Path, content: str | bytes | memoryview) -> None:
-    """Write beside, sync, rename: a reader or a kill at any moment sees the old file or the new one, never a part."""
+def write_atomic(path: Path, content: str | bytes | memoryview, sync: bool = True) -> None:
+    """Write beside, sync, rename: a reader or a kill at any moment sees the old file or the new one, never a part.
+
+    Without `sync` that holds for a kill of the process, but not where the whole machine stops within seconds.
+    """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -210,7 +215,8 @@ def write_atomic(path: Path, content: str | bytes | memoryview) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:

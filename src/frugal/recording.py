@@ -29,6 +29,7 @@ from frugal.measure.flops import StepFlops, forward_flops, remaining_flops
 from frugal.measure.latency import LEVELS, build_backends
 from frugal.measure.size import plain_weights
 from frugal.models.generate import timed_paths
+from frugal.precision import compute_dtype
 from frugal.record import Fingerprint, Record
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def set_fingerprint(record: Record, cfg: DictConfig, data: DataModule, trainer: 
         frugal=frugal.__version__,
         data_sha256=data.sha256(),
         # data.batch_size is that of all ranks together
+        precision=precision_name(cfg),
         effective_batch=data.batch_size * int(cfg.trainer.accumulate_grad_batches) if trainer is not None else None,
     )
 
@@ -68,6 +70,8 @@ def record_fit(record: Record, fit: Fit) -> None:
     record.energy = fit.energy.figures()
     for meter in (fit.throughput, fit.memory, fit.energy):
         record.absent.update(meter.absent)
+    if fit.budget is not None:
+        record.budget = fit.budget.figures()
     if fit.target is not None:
         figures = fit.target.figures()
         record.time.to_target_s, record.time.to_target_train_s = figures["to_target_s"], figures["train_s"]
@@ -87,7 +91,7 @@ def record_compute(record: Record, cfg: DictConfig, flops: StepFlops | None, fit
         batch,
         record.throughput,
         device,
-        compute_dtype(str(cfg.trainer.precision), device),
+        compute_dtype(str(cfg.precision.mode)),
         samples_trained=fit.throughput.samples_trained,
         samples_per_step=batch * int(cfg.trainer.accumulate_grad_batches),
         tokens_per_sample=None if example.is_floating_point() else example.shape[1],
@@ -95,6 +99,7 @@ def record_compute(record: Record, cfg: DictConfig, flops: StepFlops | None, fit
         uneven="a curriculum's shorter blocks cost less than the whole ones that were counted"
         if getattr(data, "curriculum", None) is not None
         else None,
+        tf32=str(cfg.precision.matmul) != "highest",
         devices=fit.trainer.world_size,
         no_peak=None if cfg.measure.mfu else "measure.mfu=false",
     )
@@ -121,7 +126,7 @@ def measure_network(
     record.size = size_figures(network, file, dense)
     record.sparsity = sparsity_figures(network)
     example = typical_input(data)
-    # A network that `trainer.precision=bf16-true` left in half takes its inputs in half; tokens stay what they are.
+    # A network that `precision=bf16_true` left in half takes its inputs in half; tokens stay what they are.
     dtype = artefact.floating_dtype(network.parameters()) if example.is_floating_point() else None
     _measure_latency(record, cfg, network, dense, example.to(device, dtype))
 
@@ -135,13 +140,12 @@ def typical_input(data: DataModule) -> Tensor:
     return batch[longest : longest + 1, :length]
 
 
-def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """In which the matrix products run. On a CPU Lightning runs `16-mixed` as `bf16-mixed`."""
-    if precision.startswith("bf16") or (precision == "16-mixed" and device.type == "cpu"):
-        return torch.bfloat16
-    if precision.startswith("16"):
-        return torch.float16
-    return torch.float64 if precision.startswith("64") else torch.float32
+def precision_name(cfg: DictConfig) -> str:
+    """Of weights and products, as they really were: Lightning's name, and what it has no name for."""
+    node = cfg.precision
+    if node.float8:
+        return "fp8-emulated" if node.emulate else "fp8"
+    return "32-true, tf32" if node.mode == "32-true" and node.matmul != "highest" else str(node.mode)
 
 
 def _measure_latency(

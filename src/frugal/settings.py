@@ -81,8 +81,8 @@ class RunSettings:
 @dataclass
 class TrainerSettings:
     accelerator: str = "auto"  # cpu, gpu, mps, tpu, or auto: the best there is
-    devices: int = 1  # one, so far
-    precision: str = "32-true"  # of computing, and of the weights unless it is mixed
+    devices: int = 1  # ranks on this machine; more than one need a strategy
+    num_nodes: int = 1  # machines
     max_epochs: int | None = 10
     max_steps: int = -1  # optimizer steps after which training ends; -1: max_epochs decides
     check_val_every_n_epoch: int | None = 1
@@ -101,11 +101,57 @@ class TrainerSettings:
 
 
 @dataclass
+class PrecisionSettings:
+    mode: str = "32-true"  # Lightning's name: of weights and products; mixed: weights stay in 32 bits
+    matmul: str = "highest"  # of products of 32-bit matrices on CUDA: highest, or high, which is TF32
+    loss_scale: Any = None  # of 16-mixed: dynamic, or a number
+    float8: bool = False  # linear layers' products in float8 (torchao)
+    emulate: bool = False  # float8's values on hardware without it, slowly
+    needs: Any = None
+    excludes: Any = None
+
+
+@dataclass
+class CompileSettings:
+    mode: str | None = None  # torch.compile's: default, reduce-overhead, max-autotune; null: not compiled
+    dynamic: bool | None = (
+        None  # true: one graph for all batch sizes and lengths; false: one for each; null: torch decides
+    )
+    fullgraph: bool = False  # refuse what does not compile as one graph
+    needs: Any = None
+    excludes: Any = None
+
+
+@dataclass
+class BudgetSettings:
+    """One of them at most; it takes the place of trainer.max_epochs and trainer.max_steps."""
+
+    seconds: float | None = None  # of training as the ledger counts it, without validation and checkpoints
+    flops: float | None = None  # forward and backward
+    samples: int | None = None  # of all ranks
+
+
+@dataclass
+class LaunchSettings:
+    jobs: int | None = None  # at a time; null: as many as there are GPUs, or cores for their threads
+
+
+@dataclass
+class SweepSettings:
+    trials: int = 30  # of a search, those of earlier commands included
+    objectives: list[str] = field(default_factory=lambda: ["loss"])  # see docs/sweeps.md
+    variants: list[str] = field(default_factory=list)  # of sweep=paired: each some overrides, the first the baseline
+    seed: int = 0  # of the search itself
+
+
+@dataclass
 class MeasureSettings:
     latency: str = "quick"  # none, quick, standard, thorough
     batches: list[int] = field(default_factory=lambda: [1, 8, 64])
     warmup_steps: int = 10
     mfu: bool = True
+    gradients: bool = False  # which share of gradients float16 would flush to zero, by loss scale; each epoch
+    loss_scales: list[float] = field(default_factory=lambda: [1, 8, 1024, 65536])  # for these
 
 
 @dataclass
@@ -121,7 +167,13 @@ class Train:
     paths: Paths = field(default_factory=Paths)
     run: RunSettings = field(default_factory=RunSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    precision: PrecisionSettings = field(default_factory=PrecisionSettings)
     measure: MeasureSettings = field(default_factory=MeasureSettings)
+    compile: CompileSettings = field(default_factory=CompileSettings)
+    strategy: Any = None
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
+    launch: LaunchSettings = field(default_factory=LaunchSettings)
+    sweep: SweepSettings = field(default_factory=SweepSettings)
     debug: DebugSettings = field(default_factory=DebugSettings)
     tokenizer: Any = None
     preprocess: Any = None
@@ -149,6 +201,7 @@ class Evaluate:
     paths: Paths = field(default_factory=Paths)
     run: RunSettings = field(default_factory=RunSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    precision: PrecisionSettings = field(default_factory=PrecisionSettings)
     measure: MeasureSettings = field(default_factory=MeasureSettings)
     tokenizer: Any = None
     preprocess: Any = None
@@ -158,6 +211,8 @@ class Evaluate:
     model: Any = None
     data: Any = None
     logger: Any = None
+    launch: LaunchSettings = field(default_factory=LaunchSettings)
+    sweep: SweepSettings = field(default_factory=SweepSettings)
 
 
 # What an evaluation takes from the run: a data option may bring options of these groups along, which then count for
@@ -198,15 +253,23 @@ CHOICES = {
     "run.target_mode": ("min", "max"),
     "measure.latency": ("none", "quick", "standard", "thorough"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
-    "trainer.precision": ("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"),
+    "precision.matmul": ("highest", "high"),
+    "compile.mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    "precision.mode": ("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"),
 }
 # Least values: a zero or a negative number here would train nothing and say so only much later.
 MINIMA = {
     "seed": 0,
     "run.checkpoint_every_steps": 1,
+    "launch.jobs": 1,
+    "sweep.trials": 1,
+    "sweep.seed": 0,
+    "budget.samples": 1,
     "trainer.max_epochs": 0,
     "trainer.check_val_every_n_epoch": 1,
     "trainer.devices": 1,
+    "trainer.num_nodes": 1,
+    "strategy.tensor_ranks": 1,
     "trainer.accumulate_grad_batches": 1,
     "trainer.log_every_n_steps": 1,
     "trainer.threads": 1,
@@ -238,6 +301,10 @@ POSITIVE = (
     "trainer.limit_test_batches",
     "trainer.val_check_interval",
     "run.checkpoint_every_s",
+    "strategy.timeout_s",
+    "strategy.bucket_mb",
+    "budget.seconds",
+    "budget.flops",
 )
 # Groups of techniques, in the order in which they act (`technique.STAGES`); here, where no torch is needed.
 TECHNIQUES = ("selection", "distillation", "pruning", "quantization", "coding", "deploy")
@@ -255,6 +322,11 @@ SECTIONS = {
     "paths": Paths,
     "run": RunSettings,
     "trainer": TrainerSettings,
+    "precision": PrecisionSettings,
+    "compile": CompileSettings,
+    "budget": BudgetSettings,
+    "launch": LaunchSettings,
+    "sweep": SweepSettings,
     "measure": MeasureSettings,
     "debug": DebugSettings,
     "generate": GenerateSettings,
@@ -290,7 +362,14 @@ def check_values(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise SettingsError(f"{key}={value}: needs a number: batches, or as 0.5 a fraction of them")
-    if OmegaConf.select(cfg, "trainer.max_epochs") is None and OmegaConf.select(cfg, "trainer.max_steps") == -1:
+    budgets = [f"budget.{name}" for name, amount in (cfg.get("budget") or {}).items() if amount is not None]
+    if len(budgets) > 1:
+        raise SettingsError(f"{' and '.join(budgets)}: a run has one budget; set the others to null")
+    if (
+        not budgets
+        and OmegaConf.select(cfg, "trainer.max_epochs") is None
+        and OmegaConf.select(cfg, "trainer.max_steps") == -1
+    ):
         raise SettingsError("trainer.max_epochs=null: trains without end; set it or trainer.max_steps")
     if OmegaConf.select(cfg, "trainer.max_epochs") == 0 and not OmegaConf.select(cfg, "model.init_from"):
         raise SettingsError("trainer.max_epochs=0: trains nothing, so name the weights to take, model.init_from=RUN")
@@ -308,6 +387,14 @@ def check_values(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if isinstance(value, int | float) and not value > 0:
             raise SettingsError(f"{key}={value}: needs to be above 0")
+    scale = OmegaConf.select(cfg, "precision.loss_scale")
+    if scale not in (None, "dynamic"):
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
+            raise SettingsError(f"precision.loss_scale={scale}: needs dynamic or a number above 0")
+        if OmegaConf.select(cfg, "precision.mode") != "16-mixed":
+            raise SettingsError(f"precision.loss_scale={scale}: only precision=fp16 scales the loss")
+    if not all(scale > 0 for scale in OmegaConf.select(cfg, "measure.loss_scales") or ()):
+        raise SettingsError(f"measure.loss_scales={cfg.measure.loss_scales}: needs numbers above 0")
     lr = OmegaConf.select(cfg, "optim.lr")  # 0 is a control that learns nothing
     if isinstance(lr, int | float) and not lr >= 0:
         raise SettingsError(f"optim.lr={lr}: needs to be 0 or above")
@@ -316,11 +403,8 @@ def check_values(cfg: DictConfig) -> None:
             raise SettingsError(
                 f"{stage}={cfg[stage]}: there is no such option; an option is a file configs/{stage}/NAME.yaml"
             )
-    devices = OmegaConf.select(cfg, "trainer.devices")
-    if devices is not None and devices > 1:
-        raise SettingsError(
-            f"trainer.devices={devices}: this version of Frugal trains on one device; set trainer.devices=1"
-        )
+    if "trainer" in cfg:
+        _check_ranks(cfg)
     for group, name, node in ((g, n, v) for g in ("callbacks", "logger") for n, v in (cfg.get(g) or {}).items()):
         if node is not None and (not OmegaConf.is_dict(node) or "_target_" not in node):
             raise SettingsError(
@@ -328,8 +412,32 @@ def check_values(cfg: DictConfig) -> None:
             )
 
 
+def _check_ranks(cfg: DictConfig) -> None:
+    """Refuse ranks that no strategy trains, or among which the batch cannot be divided."""
+    strategy = cfg.get("strategy") or {}
+    devices, nodes = int(cfg.trainer.devices), int(cfg.trainer.num_nodes)
+    if devices * nodes > 1 and not strategy.get("_target_"):
+        key = f"trainer.devices={devices}" if devices > 1 else f"trainer.num_nodes={nodes}"
+        way = "choose strategy=ddp, fsdp, tensor_parallel or fsdp_tp" if "strategy" in cfg else "an evaluation has one"
+        raise SettingsError(f"{key}: strategy=single trains in one process; {way}")
+    if not strategy.get("_target_"):
+        return
+    batch, ranks = OmegaConf.select(cfg, "data.batch_size"), devices * nodes
+    together = strategy.get("tensor_ranks", ranks if str(strategy.get("_target_")).endswith(".TensorParallel") else 1)
+    if ranks % together:
+        raise RefusedError(f"strategy.tensor_ranks={together}: does not divide the {ranks} ranks")
+    shares = ranks // together
+    if isinstance(batch, int) and batch % shares:
+        raise RefusedError(
+            f"data.batch_size={batch}: is the batch of all ranks together, and {shares} cannot have equal parts of it; "
+            f"take a multiple of {shares}"
+        )
+
+
 def check_rules(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
-    """Refuse combinations without meaning, from the `needs` and `excludes` that option files declare.
+    """Refuse combinations without meaning, from what option files declare: `needs` (a key's values), `excludes`
+    (a key's values) and `refuses` (a key that is set, or a group with any option but none, and the reason; or
+    reasons by value).
 
     Raises RefusedError, which a sweep records as `refused` and does not count as a failure.
     """
@@ -339,6 +447,8 @@ def check_rules(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
         option = f"{group}={choices.get(group, '?')}"
         for key, allowed in (node.get("needs") or {}).items():
             value, allowed = OmegaConf.select(cfg, str(key)), _as_list(allowed)
+            if value not in allowed and allowed == [None] and str(key).endswith("._target_"):
+                raise RefusedError(f"{option} cannot be combined with {_origin(str(key), choices)}")
             if value not in allowed:
                 wanted = " or ".join(map(str, allowed))
                 raise RefusedError(f"{option} needs {key} to be {wanted}, {_origin(str(key), choices)} has {value}")
@@ -346,6 +456,15 @@ def check_rules(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
             value = OmegaConf.select(cfg, str(key))
             if value is not None and value in _as_list(refused):
                 raise RefusedError(f"{option} cannot be combined with {key}={value}")
+        for key, reason in (node.get("refuses") or {}).items():
+            other = OmegaConf.select(cfg, str(key))
+            if OmegaConf.is_dict(other):
+                other = other.get("_target_")
+            if OmegaConf.is_dict(reason):
+                reason = reason.get(str(other))
+            if other and reason:
+                origin = _origin(str(key), choices) if key in choices or str(key).endswith("_target_") else f"{key}"
+                raise RefusedError(f"{option} cannot be combined with {origin}: {reason}")
 
 
 def _origin(key: str, choices: Mapping[str, str | None]) -> str:

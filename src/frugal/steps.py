@@ -52,7 +52,8 @@ class Steps:
             total = trainer.estimated_stepping_batches
             if not math.isfinite(total):
                 raise SettingsError(
-                    f"{self.key}={self}: a share of a run without end; set trainer.max_epochs or trainer.max_steps"
+                    f"{self.key}={self}: a share of a run of unknown length; give a step, or set trainer.max_epochs, "
+                    "trainer.max_steps, budget.samples or budget.flops"
                 )
             return round(self.amount * total)
         batches = trainer.num_training_batches

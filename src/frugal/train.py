@@ -12,7 +12,8 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from frugal import artefact, settings
+from frugal import artefact, compiled, precision, ranks, settings
 from frugal.absent import explain_absent
 from frugal.build import (
     DIMS,
@@ -49,6 +50,7 @@ from frugal.errors import SettingsError
 from frugal.folder import HEARTBEAT, Run, StepCounter
 from frugal.loggers.base import RunLogger
 from frugal.measure import Ledger
+from frugal.measure.flops import StepFlops
 from frugal.measure.heartbeat import Heartbeat
 from frugal.models.lora import merge
 from frugal.record import CONFUSION, TOKENIZER, write_atomic
@@ -62,6 +64,7 @@ from frugal.recording import (
     set_fingerprint,
 )
 from frugal.report.text import cell_text
+from frugal.strategy.activations import recomputed
 from frugal.technique import STAGES, Technique
 
 log = logging.getLogger("frugal")
@@ -94,6 +97,10 @@ def check(cfg: DictConfig) -> None:
         settings.check_node(node, f"logger.{name}", {"folder"})
     for stage in STAGES:
         settings.check_node(cfg.get(stage), stage)
+    settings.check_node(cfg.strategy, "strategy")
+    ranks.check(cfg)
+    precision.check(cfg)
+    compiled.check(cfg)
 
 
 def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
@@ -104,54 +111,38 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
     try:
         heartbeat.start()
         loggers += build_loggers(cfg, run)
-        with quiet_lightning():
-            pl.seed_everything(cfg.seed, workers=False, verbose=False)
-
-            data = build_data(cfg)
-            data.prepare_data()
-            data.setup("fit")
-            record.data = keep_data(run, data)
-            network, adapters = build_network(cfg, data)
-            flops = count_step(network, data)
-            set_threads(cfg, flops)
-            module = build_module(cfg, network, data)
-            techniques = build_techniques(cfg)
-            for technique in techniques.values():
-                technique.prepare(network)
-            description = describe(cfg, data)
-
-            fit = build_fit(cfg, run, ledger, steps, description, techniques, loggers)
-            set_fingerprint(record, cfg, data, fit.trainer)
-            run.note(device=record.fingerprint.device, threads=record.fingerprint.threads)
-            start_from(run, fit, module, steps)
-            heartbeat.step = lambda: fit.trainer.global_step
-            continue_from = run.last_checkpoint if run.resumed else None
-            check_monitors(cfg, module, data, fit.trainer)
-            with leaving_with_a_checkpoint(fit.checkpoints), lightning_in_one_line():
-                fit.trainer.fit(module, datamodule=data, ckpt_path=continue_from, weights_only=True)
+        with quiet_lightning(), precision.products(cfg):
+            with ranks.gather(cfg) as group:
+                trained = train(cfg, run, ledger, group, steps, heartbeat, loggers)
+            data, module, fit, techniques = trained.data, trained.module, trained.fit, trained.techniques
+            network, description = trained.network, trained.description
             ledger.base("other")
             record.run.steps_executed = steps.value
-            if fit.trainer.interrupted:
-                raise KeyboardInterrupt
             record_quality(record, fit.trainer)
             record_fit(record, fit)
             with ledger.charge("measure"):
-                record_compute(record, cfg, flops, fit)
+                record_compute(record, cfg, trained.flops, fit)
+                compiling = weigh_compilation(fit, data, ledger)
 
             with ledger.charge("compress"):
+                network = gather_weights(run, trained)
                 load_weights(cfg, run, module)
+                precision.from_float8(network)
                 network = compress(module, techniques, data)
                 coding = techniques.get("coding")
                 assert coding is None or isinstance(coding, CodingTechnique)
                 artefact.write(network, description, run.artefact, coding)
                 network, description = artefact.load(run.artefact)
-            record.techniques = ({"lora": {"option": "lora", **adapters}} if adapters else {}) | {
+            record.techniques = ({"lora": {"option": "lora", **trained.adapters}} if trained.adapters else {}) | {
                 stage: {"option": str(record.config["choices"].get(stage)), **technique.figures()}
                 for stage, technique in techniques.items()
             }
             with ledger.charge("test"):
                 test(cfg, module, network, data, record)
                 keep_confusion(run, module, data)
+            for option, figures in (("precision", trained.float8), ("compile", compiling)):
+                if figures:
+                    record.techniques[option] = {"option": str(record.config["choices"].get(option)), **figures}
             with ledger.charge("measure"):
                 measure_network(
                     record,
@@ -175,6 +166,90 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
         heartbeat.stop()
         steps.close()
         close(loggers)
+
+
+@dataclass
+class Trained:
+    """What the training leaves in memory."""
+
+    data: DataModule
+    network: nn.Module
+    module: pl.LightningModule
+    techniques: dict[str, Technique]
+    description: artefact.Description
+    fit: Fit
+    flops: StepFlops | None
+    adapters: dict[str, Any]
+    float8: dict[str, Any]
+
+
+def train(
+    cfg: DictConfig,
+    run: Run,
+    ledger: Ledger,
+    group: ranks.Group | None,
+    steps: StepCounter | None = None,
+    heartbeat: Heartbeat | None = None,
+    loggers: Sequence[Logger] = (),
+) -> Trained:
+    """Build and fit: what every rank of a job does alike. Rank 0 has `steps`, `heartbeat` and `loggers`, and alone
+    writes into the run's record and folder."""
+    pl.seed_everything(cfg.seed, workers=False, verbose=False)
+    data = build_data(cfg)
+    data.prepare_data()
+    data.setup("fit")
+    network, adapters = build_network(cfg, data)
+    flops = count_step(network, data)
+    set_threads(cfg, flops, group)
+    module = build_module(cfg, network, data)
+    techniques = build_techniques(cfg)
+    for technique in techniques.values():
+        technique.prepare(network)
+    float8 = precision.to_float8(cfg, network)
+    description = describe(cfg, data)
+
+    fit = build_fit(cfg, run, ledger, steps, description, techniques, list(loggers), network, group)
+    if fit.budget is not None and flops is not None:
+        fit.budget.flops_per_sample = flops.step / data.batch_size
+    # before a checkpoint is loaded: Lightning would load one in 64 bits into 32
+    module = fit.trainer.precision_plugin.convert_module(module)  # type: ignore[assignment]
+    check_monitors(cfg, module, data, fit.trainer)
+    if steps is not None and heartbeat is not None:
+        run.record.data = keep_data(run, data)
+        set_fingerprint(run.record, cfg, data, fit.trainer)
+        run.note(device=run.record.fingerprint.device, threads=run.record.fingerprint.threads)
+        start_from(run, fit, module, steps)
+        heartbeat.step = lambda: fit.trainer.global_step
+    continue_from = run.last_checkpoint if run.resumed else None
+    with recomputed(network, bool(cfg.strategy.activation_checkpointing)):
+        if group is not None:
+            group.meet(cfg, run, fit.trainer.strategy.root_device)
+        with leaving_with_a_checkpoint(fit.checkpoints), lightning_in_one_line():
+            fit.trainer.fit(module, datamodule=data, ckpt_path=continue_from, weights_only=True)
+    if fit.trainer.interrupted:
+        raise KeyboardInterrupt
+    return Trained(data, network, module, techniques, description, fit, flops, adapters, float8)
+
+
+def follow(cfg: DictConfig, run: Run, group: ranks.Group) -> None:
+    """The part of a rank that is not the first."""
+    with quiet_lightning(), precision.products(cfg):
+        train(cfg, run, Ledger(), group)
+
+
+def gather_weights(run: Run, trained: Trained) -> nn.Module:
+    """The network with all its weights. Where ranks had parts of them, it is read from the last checkpoint, and the
+    checkpoints become plain files."""
+    if not getattr(trained.fit.trainer.strategy, "shares_out", False):
+        return trained.network
+    from frugal.strategy.shards import consolidate
+
+    for checkpoint in (run.last_checkpoint, run.best_checkpoint):
+        if checkpoint.is_file():
+            consolidate(checkpoint)
+    network, _ = artefact.load(run.last_checkpoint)
+    trained.module.network = network
+    return network
 
 
 def start_from(run: Run, fit: Fit, module: pl.LightningModule, steps: StepCounter) -> None:
@@ -229,6 +304,17 @@ def compress(module: pl.LightningModule, techniques: dict[str, Technique], data:
     return network
 
 
+def weigh_compilation(fit: Fit, data: DataModule, ledger: Ledger) -> dict[str, Any]:
+    """What `compile=` cost and saved; nothing where it was not chosen."""
+    if fit.compiled is None:
+        return {}
+    fit.compiled.take_off()
+    batch = next(iter(data.calibration_batches(data.batch_size)))
+    dtype = fit.trainer.precision_plugin.convert_input(batch)
+    with fit.trainer.precision_plugin.forward_context():
+        return fit.compiled.figures(dtype.to(fit.trainer.strategy.root_device), ledger.seconds()["compile"])
+
+
 def calibration(data: DataModule, samples: int = 512) -> list[Tensor]:
     return list(data.calibration_batches(samples))
 
@@ -243,7 +329,14 @@ def test(cfg: DictConfig, module: pl.LightningModule, network: nn.Module, data: 
     dtype = artefact.floating_dtype(network.parameters())
     precision = {"precision": _TRUE[dtype]} if dtype in _TRUE else {}
     trainer = pl.Trainer(
-        **{**trainer_arguments(cfg), "devices": 1, "enable_checkpointing": False, "detect_anomaly": False, **precision},
+        **{
+            **trainer_arguments(cfg),
+            "devices": 1,
+            "num_nodes": 1,
+            "enable_checkpointing": False,
+            "detect_anomaly": False,
+            **precision,
+        },
         callbacks=[Progress()],
         logger=False,
     )
@@ -294,6 +387,7 @@ def quiet_lightning() -> Iterator[None]:
         "lightning.pytorch.trainer.connectors.checkpoint_connector",
         "lightning.fabric.utilities.seed",
         "torch.onnx",  # speaks of torchvision at each export
+        "torch.distributed.tensor._redistribute",  # of two gathers in a row, for a checkpoint
     )
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:

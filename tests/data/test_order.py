@@ -113,9 +113,12 @@ class TestEveryOrder:
             assert {len(part) for part in parts} == {len(whole)}
             for i, batch in enumerate(whole):
                 shares = [part[i] for part in parts]
-                assert len({len(share) for share in shares}) == 1
-                together = sorted(np.concatenate(shares).tolist())
-                assert together == sorted(batch.tolist()[: len(together)]) and len(batch) - len(together) < ranks
+                assert np.concatenate(shares).tolist() == batch.tolist()
+                places = [make(12, rank, ranks).part(i) for rank in range(ranks)]
+                assert [place.end - place.begin for place in places] == [len(share) for share in shares]
+                assert sum(
+                    place.weight * np.mean(share) for place, share in zip(places, shares, strict=True)
+                ) / ranks == (pytest.approx(np.mean(batch)))
 
     def test_what_does_not_divide_is_refused(self, make):
         with pytest.raises(SettingsError, match=r"data\.batch_size=10"):
@@ -126,7 +129,7 @@ def test_no_block_for_a_batch_is_refused():
     with pytest.raises(SettingsError, match="batch_size=12 leaves no batch: training has 11 blocks"):
         Shuffled(11, 12, 0)
     with pytest.raises(SettingsError, match="batch_size=4"):
-        BucketOrder(np.ones(1, int), 4, 0, ranks=2)
+        BucketOrder(np.ones(0, int), 4, 0)
 
 
 def test_buckets_hold_texts_of_like_length():

@@ -43,16 +43,27 @@ def test_ranks_share_every_batch_of_the_whole_without_overlap(ranks, drop_last):
     assert {len(part) for part in parts} == {len(whole)}
     for i, batch in enumerate(whole):
         shared = [part[i] for part in parts]
-        assert len({len(share) for share in shared}) == 1  # equal, so that the mean of means is the mean
-        left_out = len(batch) % ranks
-        assert np.concatenate(shared).tolist() == batch[: len(batch) - left_out].tolist()
-        assert left_out == 0 or i == len(whole) - 1
+        assert np.concatenate(shared).tolist() == batch.tolist()
+        places = [BatchOrder(103, 8, 3, drop_last, rank, ranks).part(i) for rank in range(ranks)]
+        assert [place.end - place.begin for place in places] == [len(share) for share in shared]
+        # the mean of the weighted means is the mean over the batch
+        means = [place.weight * share.mean() for place, share in zip(places, shared, strict=True)]
+        assert np.mean(means) == pytest.approx(batch.mean())
+        assert all(place.counts for place in places) and {place.samples for place in places} == {len(batch)}
+        assert i == len(whole) - 1 or {place.weight for place in places} == {1.0}
 
 
-def test_a_rest_smaller_than_the_ranks_is_left_out():
-    parts = [BatchOrder(17, 4, 0, rank=rank, ranks=2) for rank in range(2)]
-    assert [len(part) for part in parts] == [4, 4]
-    assert len(np.concatenate([part.rows(0) for part in parts])) == 16
+def test_a_rest_smaller_than_the_ranks_is_seen_by_each_and_counts_once():
+    orders = [BatchOrder(17, 4, 0, rank=rank, ranks=2) for rank in range(2)]
+    assert [len(order) for order in orders] == [5, 5]
+    last = [order.batches(0)[-1].tolist() for order in orders]
+    assert last[0] == last[1] == BatchOrder(17, 4, 0).batches(0)[-1].tolist()
+    assert [(part.weight, part.counts) for part in (order.part(4) for order in orders)] == [(1.0, True), (1.0, False)]
+
+
+def test_a_batch_of_all_samples_needs_no_multiple():
+    parts = [BatchOrder(17, 17, 0, rank=rank, ranks=3).batches(0)[0] for rank in range(3)]
+    assert sorted(len(part) for part in parts) == [5, 6, 6]
 
 
 def test_what_cannot_be_shared_or_leaves_nothing_is_refused():

@@ -58,8 +58,8 @@ def test_what_is_done_already_is_not_advised() -> None:
     assert "logger=csv" in diagnose(logging, hints={"logger": "wandb"})
     assert "logger=csv" not in diagnose(logging, hints={"choices.logger": "csv"})
     busy = {"train_step": 9.0}
-    assert "trainer.precision=bf16-mixed" in diagnose(busy, hints={"device": "cuda", "trainer.precision": "32-true"})
-    assert "precision" not in diagnose(busy, hints={"device": "cuda", "trainer.precision": "bf16-mixed"})
+    assert "precision=bf16" in diagnose(busy, hints={"device": "cuda", "precision.mode": "32-true"})
+    assert "precision" not in diagnose(busy, hints={"device": "cuda", "precision.mode": "bf16-mixed"})
 
 
 def test_lost_work_and_measuring_are_named() -> None:

@@ -179,7 +179,10 @@ def test_samples_trained_are_those_of_all_ranks() -> None:
     strategy = SimpleNamespace(
         root_device=torch.device("cpu"), reduce=lambda own, reduce_op: own + torch.tensor([7, 70])
     )
-    meter._trainer = SimpleNamespace(world_size=2, strategy=strategy)  # type: ignore[assignment]
+    shared = {"rank": 0, "num_replicas": 2}
+    meter._trainer = SimpleNamespace(  # type: ignore[assignment]
+        world_size=2, strategy=strategy, distributed_sampler_kwargs=shared
+    )
     meter._trained = (8, 80)
     assert meter.state_dict()["samples_trained"] == 100 + 8 + 7
     assert meter.state_dict()["tokens_trained"] == 1000 + 80 + 70

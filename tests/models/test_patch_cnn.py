@@ -135,7 +135,7 @@ def test_errors_name_the_option(shape: tuple[int, ...], options: dict[str, objec
 RECIPE = [
     "model=patch_cnn", "model.network.filters=4", "model.network.widths=[8,8,8]", "model.label_smoothing=0.1",
     "preprocess=shifts", "preprocess.shift=1", "optim=nesterov_bf16", "optim.lr=0.1", "optim.weight_decay=0.0005",
-    "schedule=wsd", "schedule.warmup=0.2", "schedule.decay=0.8", "trainer.precision=bf16-true", "trainer.max_epochs=1",
+    "schedule=wsd", "schedule.warmup=0.2", "schedule.decay=0.8", "precision=bf16_true", "trainer.max_epochs=1",
     "measure=none", "run.checkpoint_every_steps=2",
 ]  # fmt: skip
 

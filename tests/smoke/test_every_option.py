@@ -8,11 +8,13 @@ import re
 import shlex
 import zipfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -128,9 +130,17 @@ def rates(folder: Path) -> list[float]:
     return [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
 
 
+def checkpoint(folder: Path) -> dict:  # type: ignore[type-arg]
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
 def optimizer(folder: Path) -> dict:  # type: ignore[type-arg]
-    (state,) = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"]
+    (state,) = checkpoint(folder)["optimizer_states"]
     return state
+
+
+def dtypes(folder: Path) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()}
 
 
 def parameters(count: int) -> Callable[[Record, Path], bool]:
@@ -286,6 +296,26 @@ EFFECTS: dict[str, Callable[[Record, Path], bool]] = {
         record.techniques["distillation"]["projection_parameters"] == 128 * 100
         and set(artefact.read(folder)[0]) == {f"layers.{i}.{name}" for i in (1, 3, 5) for name in ("weight", "bias")}
     ),
+    "precision=bf16": lambda record, folder: record.fingerprint.precision == "bf16-mixed",
+    "precision=bf16_true": lambda record, folder: dtypes(folder) == {torch.bfloat16},
+    "precision=fp16": lambda record, folder: checkpoint(folder)["ScaledFloat16"]["scale"] == 2.0**16,
+    "precision=fp16_true": lambda record, folder: dtypes(folder) == {torch.float16},
+    "precision=fp64": lambda record, folder: dtypes(folder) == {torch.float64},
+    "precision=tf32": lambda record, folder: record.fingerprint.precision == "32-true, tf32",
+    "precision=fp8": lambda record, folder: record.techniques["precision"]["float8"] == ["layers.1", "layers.3"],
+    "compile=default": lambda record, folder: record.techniques["compile"]["graphs"] > 0,
+    "compile=max_autotune": lambda record, folder: record.techniques["compile"]["mode"] == "max-autotune",
+    "compile=cuda_graphs": lambda record, folder: record.techniques["compile"]["mode"] == "reduce-overhead",
+    "budget=samples": lambda record, folder: record.budget["unit"] == "samples" and record.budget["spent"] <= 10000,
+    "budget=flops": lambda record, folder: record.budget["unit"] == "flops" and record.budget["spent"] <= 1e10,
+    "budget=seconds": lambda record, folder: record.budget["unit"] == "seconds" and record.budget["spent"] < 3,
+    # How a sweep is run is no part of a run: tests/launch and tests/sweep have what these do.
+    **{f"launch={name}": lambda record, folder: True for name in ("processes", "slurm", "slurm_local")},
+    "sweep=seeds": lambda record, folder: True,
+    "sweep=paired": lambda record, folder: record.config["sweep"]["variants"] == [],
+    "sweep=random": lambda record, folder: record.config["sweep"]["objectives"] == ["loss"],
+    "sweep=tpe": lambda record, folder: record.config["sweep"]["objectives"] == ["loss"],
+    "sweep=pareto": lambda record, folder: record.config["sweep"]["objectives"] == ["accuracy", "size"],
     "quantization=weight_int8": quantized(rows=255, status="simulated"),
     "quantization=weight_int4": quantized(rows=15 * 25, group=32, status="simulated"),
     "quantization=qat_int8": quantized(rows=255, begin_step=4),
@@ -368,20 +398,29 @@ BESIDE = {
     "preprocess=features": ["data=california_housing"],
     "data=cifar10": ["data.batch_size=8"],
     "curriculum=length_warmup": LANGUAGE,
-    "optim=nesterov_bf16": ["trainer.precision=bf16-true"],
+    "optim=nesterov_bf16": ["precision=bf16_true"],
     "optim=muon": LANGUAGE,
     "optim=nanogpt": LANGUAGE,
     "distillation=soft_targets": ["distillation.teacher_model=lenet_300_100", "distillation.teacher_epochs=1"],
     "distillation=hidden": ["distillation.teacher_model=lenet_300_100", "distillation.teacher_epochs=1"],
     "pruning=magnitude": ["data=mnist", "model=lenet_300_100", "pruning.densities=[0.08,0.09,0.26]"],
     "pruning=lottery": ["pruning.control=reinitialized"],
+    "precision=fp8": ["precision.emulate=true"],
+    "budget=seconds": ["budget.seconds=0.3"],
     "callbacks=early_stopping": ["trainer.max_epochs=150", "optim.lr=1e-12"],
     "measure=standard": ["measure.batches=[1]"],
     "measure=thorough": ["measure.batches=[1]"],
 }
 # A debug option says itself how long it trains.
 SHORT = ["measure=none", "trainer.max_epochs=1", "trainer.limit_train_batches=8", "trainer.log_every_n_steps=1"]
+WITH_SUBMITIT = pytest.mark.skipif(find_spec("submitit") is None, reason="submitit is not installed")
 MARKS = {
+    "launch=slurm": [WITH_SUBMITIT],
+    "launch=slurm_local": [WITH_SUBMITIT],
+    "precision=fp8": [pytest.mark.torchao],
+    "precision=tf32": [pytest.mark.gpu],
+    "compile=cuda_graphs": [pytest.mark.gpu],
+    "compile=max_autotune": [pytest.mark.slow],
     "logger=wandb": [pytest.mark.wandb],
     "logger=tensorboard": [pytest.mark.tensorboard],
     "logger=mlflow": [pytest.mark.mlflow],
@@ -455,6 +494,9 @@ def test_a_file_begins_with_what_it_is_and_a_command_that_composes(path: Path) -
             word for word in words if word.split("=")[0] == path.parent.name or "." in word
         ).partition("=")
         assert (group, option) == (path.parent.name, path.stem) or group.startswith(path.parent.name)
+    # of a sweep's command, what its jobs have in common
+    parsed = OverridesParser.create().parse_overrides([word for word in words if word != "-m"])
+    words = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
     cfg, choices = compose(verb, words)
     settings.check_targets(cfg)
     settings.check_values(cfg)
@@ -475,12 +517,6 @@ def test_the_files_under_test_are_the_ones_that_are_shipped() -> None:
 
 
 # ----------------------------------------------------------------------------------------- settings that options share
-@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true", "bf16-true"])
-def test_precisions(precision: str) -> None:
-    record = frugal.run([*TINY, f"trainer.precision={precision}"])
-    assert record.status == "completed" and record.config["trainer"]["precision"] == precision
-
-
 @pytest.mark.parametrize(
     ("words", "steps"),
     [

@@ -1,5 +1,7 @@
 """Randomness that a resume repeats: every draw in training is a function of seed, micro-batch and rank.
 
+The rank is that among processes with batches of their own: ranks that share one network's layers out draw alike.
+
 No generator's state is saved. Before each micro-batch all generators are seeded anew, so that dropout and
 augmentation after a resume draw what they would have drawn. Works in any Lightning project:
 `Trainer(callbacks=[ExactRandomness(seed=0)])`.
@@ -36,9 +38,13 @@ class ExactRandomness(Lean):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
+        self._rank = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rank = (trainer.distributed_sampler_kwargs or {}).get("rank", 0)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        value = mix(self.seed, trainer.fit_loop.epoch_loop.total_batch_idx, trainer.global_rank)
+        value = mix(self.seed, trainer.fit_loop.epoch_loop.total_batch_idx, self._rank)
         # torch.manual_seed also looks for accelerators and costs forty times as much
         torch.default_generator.manual_seed(value)
         if pl_module.device.type == "cuda":

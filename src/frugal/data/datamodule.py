@@ -128,7 +128,10 @@ class ArrayDataModule(DataModule):
         trainer = self.trainer
         training = trainer is not None and trainer.training
         generator = self._seeded_generator(x.device) if training and self.preprocess.random else None
-        x = self.preprocess(x, training, generator)
+        if generator is not None and self._rank()[1] > 1:
+            x = self.preprocess(x, training, generator, self.part())
+        else:
+            x = self.preprocess(x, training, generator)
         # Lightning's own conversion, for precisions like bf16-true, came too early: these were bytes then
         return (x if trainer is None else trainer.precision_plugin.convert_input(x)), y
 

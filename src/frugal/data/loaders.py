@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from frugal.data.sampler import permutation
+from frugal.data.sampler import Part, permutation
 
 Batch = tuple[Tensor, Tensor]
 
@@ -20,8 +20,14 @@ Batch = tuple[Tensor, Tensor]
 class Order(Protocol):
     """Which samples each training batch of this process holds: a pure function of seed, epoch and position."""
 
+    batch_size: int  # samples of all ranks in a batch
+    last_batch: int  # and in an epoch's last one
+
     def __len__(self) -> int:
         """Batches an epoch."""
+
+    def part(self, position: int) -> Part:
+        """This process's part of the batch at a position of any epoch."""
 
     def batches(self, epoch: int, start: int = 0) -> Iterable[np.ndarray]:
         """The batches of an epoch from the `start`-th on, each as what `gather` takes."""
@@ -54,7 +60,7 @@ class TrainLoader:
         self.epoch, self.position = -1, 0
         self.num_workers = workers
         self._gather = gather
-        self._epoch_batches = len(order) if epoch_batches is None else min(epoch_batches, len(order))
+        self.epoch_batches = len(order) if epoch_batches is None else min(epoch_batches, len(order))
         self._reshuffle, self._done, self._pin = reshuffle, done, pin
         self._loaded = False
         self._pending = _Pending(len(order))
@@ -66,7 +72,7 @@ class TrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         # a generator: nothing happens before the first `next`, when all progress has been restored
         if self._done is not None:
-            self.epoch, self.position = divmod(self._done(), self._epoch_batches)
+            self.epoch, self.position = divmod(self._done(), self.epoch_batches)
         elif self._loaded:
             self._loaded = False
         else:
@@ -78,14 +84,18 @@ class TrainLoader:
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many of its batches have been given out."""
-        done = self.epoch * self._epoch_batches + self.position if self._done is None else self._done()
-        epoch, position = divmod(done, self._epoch_batches)
+        done = self.epoch * self.epoch_batches + self.position if self._done is None else self._done()
+        epoch, position = divmod(done, self.epoch_batches)
         return {"epoch": epoch, "position": position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The next `iter` goes on from there (where there is no `done` to ask)."""
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
         self._loaded = True
+
+    def part(self, done: int) -> Part:
+        """This process's part of the batch that follows `done` others."""
+        return self.order.part(done % self.epoch_batches)
 
     def close(self) -> None:
         """End the worker processes; a later `iter` starts new ones."""
@@ -123,7 +133,7 @@ class TrainLoader:
         yield from self._processes
 
     def _remaining(self, epoch: int) -> Iterator[np.ndarray]:
-        return itertools.islice(self.order.batches(epoch, self.position), self._epoch_batches - self.position)
+        return itertools.islice(self.order.batches(epoch, self.position), self.epoch_batches - self.position)
 
 
 class EvalLoader:

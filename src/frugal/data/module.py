@@ -19,6 +19,7 @@ from torch import Tensor
 
 from frugal.data.corpus import settings_of
 from frugal.data.loaders import Batch, EvalLoader, Order, TrainLoader
+from frugal.data.sampler import Part
 from frugal.errors import DataError, SettingsError
 from frugal.tokenizer.base import Tokenizer
 
@@ -156,8 +157,22 @@ class DataModule(pl.LightningDataModule, ABC):
         return EvalLoader(stretch, samples, self.eval_batch_size, rank, ranks, self._on_cuda(), mixed)
 
     # --------------------------------------------------------------------------------------------- where training is
+    def part(self, behind: int = 0) -> Part:
+        """This process's part of the training batch at hand, or of one that lies so many behind."""
+        assert self._train_loader is not None
+        return self._train_loader.part(self._batches_done() - behind)
+
+    def weight(self) -> float:
+        """By how much more this rank's mean over the batch at hand counts than another's; 1 where all have as much."""
+        return 1.0 if self._rank()[1] == 1 or self._train_loader is None else self.part().weight
+
+    def counts(self, behind: int = 0) -> bool:
+        """Whether the batch at hand counts in sums over ranks; False where another rank has the same samples. With
+        `behind` 1, of the batch whose step is done."""
+        return self._rank()[1] == 1 or self._train_loader is None or self.part(behind).counts
+
     def _seeded_generator(self, device: torch.device) -> torch.Generator:
-        """Draws for the batch at hand, by seed, batch and rank alone.
+        """Draws for the whole batch at hand, by seed and batch alone; each rank then takes those of its part.
 
         A batch is transferred before `on_train_batch_start`, where others seed torch for the step, so that torch's own
         generator would stand elsewhere in a resumed run.
@@ -166,7 +181,7 @@ class DataModule(pl.LightningDataModule, ABC):
         if generator is None:
             generator = self._generators[device] = torch.Generator(device)
         mixed = self.seed * 0x9E3779B97F4A7C15 + self._batches_done() * 0xBF58476D1CE4E5B9
-        mixed = (mixed + self._rank()[0] * 0x94D049BB133111EB) & (1 << 64) - 1
+        mixed &= (1 << 64) - 1
         return generator.manual_seed(mixed >> 33 ^ mixed & (1 << 31) - 1)
 
     def _batches_done(self) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from frugal.data.sampler import permutation
+from frugal.data.sampler import Part, part_of, permutation
 from frugal.errors import SettingsError
 
 ROUNDS = 8
@@ -71,6 +71,7 @@ class Shuffled:
     ) -> None:
         _check(batch_size, ranks)
         self.blocks, self.batch_size, self.seed = blocks, batch_size, seed
+        self.last_batch = batch_size
         self.rank, self.ranks = rank, ranks
         self.stride, self.slack = stride, slack
         if len(self) == 0:
@@ -78,6 +79,10 @@ class Shuffled:
 
     def __len__(self) -> int:
         return self.blocks // self.batch_size
+
+    def part(self, position: int) -> Part:
+        """This rank's part of the batch at a position of any epoch."""
+        return part_of(self.batch_size, self.rank, self.ranks)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
         """Offsets int64 (batch_size / ranks,), from the `start`-th batch of the epoch on."""
@@ -96,10 +101,15 @@ class RandomOffsets:
     def __init__(self, offsets: int, length: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
         _check(batch_size, ranks)
         self.offsets, self.length = offsets, length
+        self.last_batch = batch_size
         self.batch_size, self.seed, self.rank, self.ranks = batch_size, seed, rank, ranks
 
     def __len__(self) -> int:
         return self.length
+
+    def part(self, position: int) -> Part:
+        """This rank's part of the batch at a position of any epoch."""
+        return part_of(self.batch_size, self.rank, self.ranks)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
         """Offsets int64 (batch_size / ranks,), from the `start`-th batch of the epoch on."""
@@ -113,7 +123,7 @@ class BucketOrder:
     """Samples of like length in a batch, so that little is padded; each sample once an epoch.
 
     The epoch's permutation is sorted by length within pools of `pool` batches, and the batches are then shuffled; the
-    last, smaller one stays last. As in `BatchOrder`, samples of it that do not divide by the ranks are left out.
+    last, smaller one stays last. Each rank takes its part of every batch.
     """
 
     def __init__(
@@ -122,13 +132,17 @@ class BucketOrder:
         _check(batch_size, ranks)
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.rank, self.ranks, self.pool = rank, ranks, pool
-        self.whole, rest = divmod(len(lengths), batch_size)
-        self.rest = rest // ranks * ranks
+        self.whole, self.rest = divmod(len(lengths), batch_size)
+        self.last_batch = self.rest or batch_size
         if len(self) == 0:
             raise SettingsError(f"data.batch_size={batch_size} leaves no batch of {len(lengths)} training samples")
 
     def __len__(self) -> int:
         return self.whole + (self.rest > 0)
+
+    def part(self, position: int) -> Part:
+        """This rank's part of the batch at a position of any epoch."""
+        return part_of(self.batch_size if position < self.whole else self.rest, self.rank, self.ranks)
 
     def batches(self, epoch: int, start: int = 0) -> list[np.ndarray]:
         """Row numbers int64, from the `start`-th batch of the epoch on."""
@@ -140,8 +154,9 @@ class BucketOrder:
         batches = np.concatenate(ordered or [inside]).reshape(-1, self.batch_size)
         # the samples' own permutation has the seed's stream: this one takes another
         shuffled = [batches[i] for i in permutation(self.whole, self.seed ^ 0x5DEECE66D, epoch)]
-        shuffled += [rest[: self.rest]] if self.rest else []
-        return [batch[self.rank :: self.ranks] for batch in shuffled[start:]]
+        shuffled += [rest] if self.rest else []
+        parts = ((shuffled[i], self.part(i)) for i in range(start, len(shuffled)))
+        return [batch[part.begin : part.end] for batch, part in parts]
 
 
 def _check(batch_size: int, ranks: int) -> None:

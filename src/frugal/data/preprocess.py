@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from frugal.data import array_cleaning
+from frugal.data.sampler import Part
 from frugal.data.source import Split
 from frugal.errors import DataError, SettingsError
 
@@ -124,12 +125,16 @@ class Preprocess:
         variance = variance.reshape(groups, -1).mean(1) + grouped.var(1)
         return {"mean": grouped.mean(1), "std": np.sqrt(variance.clip(min=0))}
 
-    def __call__(self, x: Tensor, training: bool, generator: torch.Generator | None = None) -> Tensor:
-        """Float32 of the shape of `x`. Draws come from `generator`, or from torch's own of the device."""
+    def __call__(
+        self, x: Tensor, training: bool, generator: torch.Generator | None = None, part: Part | None = None
+    ) -> Tensor:
+        """Float32 of the shape of `x`. Draws come from `generator`, or from torch's own of the device; where `x` is a
+        `part` of a batch, those that its samples would get in the whole."""
+        part = part or Part(0, len(x), len(x))
         if training and self.shift:
-            x = self._shifted(x, generator)
+            x = self._shifted(x, generator, part)
         if training and self.flip:
-            x = self._flipped(x, generator)
+            x = self._flipped(x, generator, part)
         if not self.normalize:
             return x.float().mul_(1 / 255) if x.dtype == torch.uint8 else x.float()
         scale, offset = self._ready.get(x.device) or self._constants(x)
@@ -165,18 +170,20 @@ class Preprocess:
             self._ready[x.device] = torch.from_numpy(scale).float().reshape(shape).to(x.device), offset
         return self._ready[x.device]
 
-    def _shifted(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _shifted(self, x: Tensor, generator: torch.Generator | None, part: Part) -> Tensor:
         """Each image (C, H, W) at its own place in a frame of zeros."""
         _check_images(x, f"preprocess.shift={self.shift} moves")
         (n, _, height, width), reach = x.shape, self.shift
         places = pad(x, (reach,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 2r+1, 2r+1, H, W), a view
-        down, right = torch.randint(0, 2 * reach + 1, (2, n), device=x.device, generator=generator)
+        draws = torch.randint(0, 2 * reach + 1, (2, part.samples), device=x.device, generator=generator)
+        down, right = draws[:, part.begin : part.end]
         return places[torch.arange(n, device=x.device), :, down, right]
 
-    def _flipped(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _flipped(self, x: Tensor, generator: torch.Generator | None, part: Part) -> Tensor:
         """Half of the images (C, H, W), on average, mirrored left to right."""
         _check_images(x, "preprocess.flip=true mirrors")
-        chosen = torch.rand(len(x), device=x.device, generator=generator) < 0.5
+        draws = torch.rand(part.samples, device=x.device, generator=generator)
+        chosen = draws[part.begin : part.end] < 0.5
         return torch.where(chosen[:, None, None, None], x.flip(3), x)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from frugal.errors import SettingsError
@@ -10,9 +12,7 @@ from frugal.errors import SettingsError
 class BatchOrder:
     """Which samples each batch of each epoch holds, for one of `ranks` processes.
 
-    `batch_size` is that of all ranks together; each takes its equal part of every batch. Where the last, smaller
-    batch does not divide by the ranks, the few samples over are left out in that epoch (others in the next), so that
-    the mean of the ranks' mean losses stays the mean over the batch.
+    `batch_size` is that of all ranks together, `last_batch` an epoch's last one's; each takes its part of every batch.
     """
 
     def __init__(
@@ -24,13 +24,13 @@ class BatchOrder:
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        if batch_size < 1 or batch_size % ranks:
+        if batch_size < 1 or (batch_size % ranks and batch_size < samples):
             raise SettingsError(f"data.batch_size={batch_size} cannot be split over {ranks} ranks; take a multiple")
         self.samples, self.seed = samples, seed
         self.rank, self.ranks = rank, ranks
-        self.rank_batch_size = batch_size // ranks
         self.whole, rest = divmod(samples, batch_size)
-        self.rest = 0 if drop_last else rest // ranks  # samples a rank in the last, smaller batch
+        self.rest = 0 if drop_last else rest
+        self.batch_size, self.last_batch = batch_size, self.rest or batch_size
         if len(self) == 0:
             raise SettingsError(f"data.batch_size={batch_size} leaves no batch of {samples} training samples")
 
@@ -38,20 +38,39 @@ class BatchOrder:
         """Batches an epoch, whatever its starting point."""
         return self.whole + (self.rest > 0)
 
-    def rows(self, epoch: int) -> np.ndarray:
-        """This rank's samples in an epoch, int64, in the order of its batches."""
-        order = permutation(self.samples, self.seed, epoch)
-        if self.ranks == 1:
-            return order[: self.whole * self.rank_batch_size + self.rest]
-        batch = self.rank_batch_size * self.ranks
-        whole = order[: self.whole * batch].reshape(-1, self.ranks, self.rank_batch_size)[:, self.rank]
-        begin = self.whole * batch + self.rank * self.rest
-        return np.concatenate((whole.reshape(-1), order[begin : begin + self.rest]))
+    def part(self, position: int) -> Part:
+        """This rank's part of the batch at a position of any epoch."""
+        return part_of(self.batch_size if position < self.whole else self.rest, self.rank, self.ranks)
 
     def batches(self, epoch: int, start: int = 0) -> list[np.ndarray]:
-        """The rows, batch by batch, from the `start`-th batch on."""
-        rows, size = self.rows(epoch), self.rank_batch_size
-        return [rows[i : i + size] for i in range(start * size, len(rows), size)]
+        """This rank's samples, int64, batch by batch, from the `start`-th batch of an epoch on."""
+        order = permutation(self.samples, self.seed, epoch)
+        if self.ranks == 1:
+            size, end = self.batch_size, self.whole * self.batch_size + self.rest
+            return [order[i : min(i + size, end)] for i in range(start * size, end, size)]
+        found = []
+        for position in range(start, len(self)):
+            part, first = self.part(position), position * self.batch_size
+            found.append(order[first + part.begin : first + part.end])
+        return found
+
+
+class Part(NamedTuple):
+    """Which samples of a global batch are one rank's."""
+
+    begin: int
+    end: int
+    samples: int  # of the whole batch
+    weight: float = 1.0  # of its mean, in the mean of the ranks' means that is the mean over the batch
+    counts: bool = True  # in sums over ranks; False where another rank has the same samples
+
+
+def part_of(samples: int, rank: int, ranks: int) -> Part:
+    """Stretches whose lengths differ by one at most; of fewer samples than ranks, all for each, and counted once."""
+    if samples < ranks:
+        return Part(0, samples, samples, counts=rank == 0)
+    begin, end = rank * samples // ranks, (rank + 1) * samples // ranks
+    return Part(begin, end, samples, (end - begin) * ranks / samples)
 
 
 def permutation(n: int, seed: int, epoch: int) -> np.ndarray:

@@ -103,7 +103,7 @@ class CSVMetrics(RunLogger):
             lines = [_line(row) for row in rows]
             content = (_line(self._columns) + "".join(lines)).encode()
             if not self.path.exists() or self.path.read_bytes() != content:
-                write_atomic(self.path, content)
+                write_atomic(self.path, content, sync=False)  # no row is synced either
             self._file = self.path.open("r+b", buffering=0)
         except OSError as error:
             raise RunError(f"{self.path}: metrics cannot be written here ({error.strerror})") from None
@@ -139,7 +139,7 @@ class CSVMetrics(RunLogger):
         body = [line + "," * len(new) + "\n" for line in body]
         self._columns += new
         content = (_line(self._columns) + "".join(body)).encode()
-        write_atomic(self.path, content)
+        write_atomic(self.path, content, sync=False)
         self._last_offset = len(content) - len(body[-1]) if body else len(content)
         self._file = self.path.open("r+b", buffering=0)
         return self._file

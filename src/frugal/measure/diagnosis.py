@@ -102,9 +102,9 @@ def _outside(bucket: str, hints: Mapping[str, Any]) -> str:
 
 
 def _step_advice(hints: Mapping[str, Any]) -> str:
-    precision = str(hints.get("trainer.precision") or "")
+    precision = str(hints.get("precision.mode") or "")
     if hints.get("device") == "cuda" and "16" not in precision:
-        return "little to gain elsewhere; try trainer.precision=bf16-mixed, or larger batches"
+        return "little to gain elsewhere; try precision=bf16, or larger batches"
     return "little to gain elsewhere; try larger batches or a smaller model"
 
 

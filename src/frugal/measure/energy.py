@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 
 from frugal import record
 from frugal.measure.meter import Meter
@@ -33,8 +35,10 @@ class Energy(Meter):
         self._train_j: float | None = None
         self._reason: str | None = "no training was measured"
         self._counter: Callable[[], float] | None = None
+        self._trainer: pl.Trainer | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._trainer = trainer
         device = trainer.strategy.root_device
         self._train_j = None
         try:
@@ -53,15 +57,10 @@ class Energy(Meter):
             self.when_warm(trainer, self.warmup_steps, self._begin)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        used = self._used_j()
+        used = self._over_ranks(self._used_j())
         self._close()
-        if trainer.world_size > 1:
-            # A rank without a counter makes the sum absent: NaN stays NaN.
-            own = torch.tensor(float("nan") if used is None else used, dtype=torch.float32, device=pl_module.device)
-            total = float(trainer.strategy.reduce(own, reduce_op="sum"))
-            used = None if total != total else total
-            if used is None and self._reason is None:
-                self._reason = "not every rank could read its counter"
+        if used is None and self._reason is None and trainer.world_size > 1:
+            self._reason = "not every rank could read its counter"
         self._train_j = used
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -78,7 +77,7 @@ class Energy(Meter):
         return record.Energy(train_j=self._earlier_j + self._train_j)
 
     def state_dict(self) -> dict[str, Any]:
-        used = self._train_j if self._train_j is not None else self._used_j()
+        used = self._train_j if self._train_j is not None else self._over_ranks(self._used_j())
         return {"train_j": self._earlier_j + (used or 0.0)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -87,6 +86,16 @@ class Energy(Meter):
     def _begin(self) -> None:
         if self._counter is not None:
             self._start_j = self._counter()
+
+    def _over_ranks(self, used: float | None) -> float | None:
+        """The sum; None where a rank has no counter. Every rank must call it, as every rank saves a checkpoint."""
+        trainer = self._trainer
+        if trainer is None or trainer.world_size == 1:
+            return used
+        # NaN stays NaN
+        own = torch.tensor(math.nan if used is None else used, dtype=torch.float32, device=trainer.strategy.root_device)
+        total = float(cast(Tensor, trainer.strategy.reduce(own, reduce_op="sum")))
+        return None if math.isnan(total) else total
 
     def _used_j(self) -> float | None:
         if self._counter is None or self._start_j is None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import multiprocessing.process
 import threading
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 
 from frugal import record
 from frugal.measure.meter import Meter
@@ -43,8 +44,10 @@ class Memory(Meter):
         self.warmup_steps = warmup_steps
         self._figures = record.Memory()
         self._sampler: _Sampler | None = None
+        self._trainer: pl.Trainer | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._trainer = trainer
         if stage != "fit" or self._sampler is not None:
             return
         self._figures = record.Memory()
@@ -72,11 +75,7 @@ class Memory(Meter):
             figures.oom_count = (figures.oom_count or 0) + _cuda_failures(device) - self._failures_before
         self._stop()
         if trainer.world_size > 1:
-            for name, value in vars(self._figures).items():
-                # -1: absent on this rank
-                own = torch.tensor(-1 if value is None else value, dtype=torch.int64, device=device)
-                most = int(trainer.strategy.reduce(own, reduce_op="max"))
-                setattr(self._figures, name, None if most < 0 else most)
+            self._figures = record.Memory(**self._most())
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._stop()
@@ -94,7 +93,7 @@ class Memory(Meter):
 
     def state_dict(self) -> dict[str, Any]:
         self._collect()
-        return {key: value for key, value in vars(self._figures).items() if value is not None}
+        return {key: value for key, value in self._most().items() if value is not None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # A resumed run has the larger of its parts' peaks, and the first part's values before training.
@@ -103,6 +102,17 @@ class Memory(Meter):
                 setattr(self._figures, key, value)
             else:
                 setattr(self._figures, key, _larger(getattr(self._figures, key), value))
+
+    def _most(self) -> dict[str, int | None]:
+        """The figures, each the largest of all ranks; every rank must call it, as every rank saves a checkpoint."""
+        own, trainer = vars(self._figures), self._trainer
+        if trainer is None or trainer.world_size == 1:
+            return dict(own)
+        # -1: absent on this rank
+        values = [-1 if value is None else value for value in own.values()]
+        told = torch.tensor(values, dtype=torch.int64, device=trainer.strategy.root_device)
+        most = cast(Tensor, trainer.strategy.reduce(told, reduce_op="max")).tolist()
+        return {name: None if value < 0 else value for name, value in zip(own, most, strict=True)}
 
     def _stop(self) -> None:
         if self._sampler is not None:

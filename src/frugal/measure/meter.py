@@ -60,3 +60,9 @@ def warmup_of(trainer: pl.Trainer, steps: int) -> int:
     if not math.isfinite(total):
         return steps
     return max(0, min(steps, int(total - trainer.global_step) // 10))
+
+
+def ranks_with_the_same_batch(trainer: pl.Trainer) -> int:
+    """How many ranks train on each batch together, as with tensor parallelism: sums over ranks count it as often."""
+    shared = trainer.distributed_sampler_kwargs or {}
+    return trainer.world_size // shared.get("num_replicas", trainer.world_size)

@@ -13,7 +13,7 @@ from torch import Tensor
 from frugal import record
 from frugal.errors import SettingsError
 from frugal.measure.ledger import Ledger
-from frugal.measure.meter import Meter, warmup_of
+from frugal.measure.meter import Meter, ranks_with_the_same_batch, warmup_of
 from frugal.measure.time_ledger import ledger_of
 
 _FEWEST_STEPS = 3  # counted optimizer steps below which a rate says nothing
@@ -44,7 +44,8 @@ class Throughput(Meter):
         self.last_samples_per_s: float | None = None
         self.last_tokens_per_s: float | None = None
         self._fine_ns = int(window_s * 1e9 / 16)
-        self._windows: list[tuple[int, int, int, int]] = []  # steps, samples, tokens, nanoseconds
+        self._windows: list[tuple[int, int, int, int]] = []  # steps, samples, tokens, nanoseconds; of this rank
+        self._earlier: list[tuple[int, int, int, int]] = []  # those before a resume, of all ranks
         self._samples = 0  # of all batches since training began in this process
         self._tokens: int | Tensor = 0
         # Samples and tokens of all ranks behind the weights that training began with.
@@ -58,6 +59,7 @@ class Throughput(Meter):
         self._edge: tuple[int, int, int, int] | None = None  # step, samples, tokens, ns at the open window's start
         self._armed_at: int | None = None
         self._trainer: pl.Trainer | None = None
+        self._shared: Any = None  # of several ranks, the data module that knows which batches count
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._trainer = trainer
@@ -76,6 +78,8 @@ class Throughput(Meter):
         self._armed_at = self._first_step
         self._next_ns = 0
         self._scale = 1.0 if trainer.world_size == 1 else None
+        data = getattr(trainer, "datamodule", None)
+        self._shared = data if trainer.world_size > 1 and hasattr(data, "counts") else None
         if self._warm_at == self._first_step:
             self._open(trainer)
 
@@ -84,6 +88,8 @@ class Throughput(Meter):
     ) -> None:
         samples, tokens = self._count_batch(batch)
         tokens = 0 if tokens is None else tokens
+        if self._shared is not None and not self._shared.counts(behind=1):
+            samples = tokens = 0  # another rank has the same ones
         self._samples += samples
         self._tokens += tokens
         if self._stepped_with_every_batch(trainer):
@@ -113,16 +119,13 @@ class Throughput(Meter):
         self._edge = None
         self._trained_all = self._over_ranks(self._trained)
         if trainer.world_size > 1:
-            own = sum(window[1] for window in self._windows)
-            total = trainer.strategy.reduce(torch.tensor(own, device=pl_module.device), reduce_op="sum")
-            self._scale = float(total) / own if own else None
+            self._scale = self._to_all_ranks()
 
     def figures(self) -> record.Throughput:
         """Samples of all counted windows over their time; percentiles over windows."""
         self.absent = {}
-        steps, samples, tokens, ns = (
-            (sum(column) for column in zip(*self._windows, strict=True)) if self._windows else (0,) * 4
-        )
+        windows = self._of_all_ranks()
+        steps, samples, tokens, ns = (sum(column) for column in zip(*windows, strict=True)) if windows else (0,) * 4
         figures = record.Throughput(steps_counted=steps)
         if steps < _FEWEST_STEPS or ns == 0:
             reason = f"{steps} optimizer steps after warm-up, at least {_FEWEST_STEPS} are needed"
@@ -140,12 +143,12 @@ class Throughput(Meter):
             ):
                 self.absent[f"throughput.{name}"] = str(reason)
             return figures
-        figures.samples_per_s = self._scale * samples / (ns * 1e-9)
+        figures.samples_per_s = samples / (ns * 1e-9)
         if tokens:
-            figures.tokens_per_s = self._scale * tokens / (ns * 1e-9)
+            figures.tokens_per_s = tokens / (ns * 1e-9)
         else:
             self.absent["throughput.tokens_per_s"] = "the batches hold no tokens"
-        rates = sorted(self._scale * window[1] / (window[3] * 1e-9) for window in self._full_windows())
+        rates = sorted(window[1] / (window[3] * 1e-9) for window in self._full(windows))
         if len(rates) >= _FEWEST_WINDOWS:
             figures.samples_per_s_median = quantile(rates, 0.5)
             figures.samples_per_s_p10 = quantile(rates, 0.1)
@@ -160,7 +163,7 @@ class Throughput(Meter):
     @property
     def counted_s(self) -> float:
         """Seconds of the counted optimizer steps."""
-        return sum(window[3] for window in self._windows) * 1e-9
+        return sum(window[3] for window in (*self._earlier, *self._windows)) * 1e-9
 
     @property
     def samples_trained(self) -> int:
@@ -180,15 +183,20 @@ class Throughput(Meter):
     def state_dict(self) -> dict[str, Any]:
         # The open window is left out: it is counted from the next edge after a resume.
         now = self._over_ranks(self._trained)
+        scale = self._scale
+        if self._trainer is not None and self._trainer.world_size > 1:
+            self._scale = self._to_all_ranks()
+        windows, self._scale = self._of_all_ranks(), scale
         return {
-            "windows": [list(window) for window in self._windows],
+            "windows": [list(window) for window in windows],
             "fine_ns": self._fine_ns,
             "samples_trained": self._trained_earlier[0] + now[0],
             "tokens_trained": self._trained_earlier[1] + now[1],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._windows = [(row[0], row[1], row[2], row[3]) for row in state_dict["windows"]]
+        self._earlier = [(row[0], row[1], row[2], row[3]) for row in state_dict["windows"]]
+        self._windows = []
         self._fine_ns = state_dict["fine_ns"]
         self._trained_earlier = state_dict["samples_trained"], state_dict["tokens_trained"]
         self._trained, self._trained_all = (0, 0), None
@@ -209,7 +217,21 @@ class Throughput(Meter):
             return here
         tensor = torch.tensor(here, dtype=torch.int64, device=trainer.strategy.root_device)
         samples, tokens = cast(Tensor, trainer.strategy.reduce(tensor, reduce_op="sum")).tolist()
-        return samples, tokens
+        same = ranks_with_the_same_batch(trainer)
+        return samples // same, tokens // same
+
+    def _to_all_ranks(self) -> float | None:
+        """Samples of all ranks in the windows over those of this one; every rank must call it."""
+        own = sum(window[1] for window in self._windows)
+        total, _ = self._over_ranks((own, 0))
+        return total / own if own else None
+
+    def _of_all_ranks(self) -> list[tuple[int, int, int, int]]:
+        """All windows, with the samples and tokens of all ranks."""
+        scale = self._scale
+        if scale in (None, 1.0):
+            return [*self._earlier, *self._windows]
+        return [*self._earlier, *((w[0], round(scale * w[1]), round(scale * w[2]), w[3]) for w in self._windows)]
 
     def _stepped_with_every_batch(self, trainer: pl.Trainer) -> bool:
         return trainer.accumulate_grad_batches == 1
@@ -231,10 +253,10 @@ class Throughput(Meter):
         self._windows.append((window[0], window[1], window[2], window[3]))
         if (
             self.window_steps is None
-            and len(self._windows) >= _MOST_FINE_WINDOWS
+            and len(self._earlier) + len(self._windows) >= _MOST_FINE_WINDOWS
             and self._fine_ns < self.window_s * 1e9
         ):
-            self._windows = [_merge(*pair) for pair in zip(self._windows[::2], self._windows[1::2], strict=True)]
+            self._earlier, self._windows = _in_pairs(self._earlier), _in_pairs(self._windows)
             self._fine_ns = min(2 * self._fine_ns, int(self.window_s * 1e9))
 
     def _arm_later(self) -> None:
@@ -247,11 +269,11 @@ class Throughput(Meter):
             synchronize(trainer.strategy.root_device)
         return self._ledger.loop_ns()
 
-    def _full_windows(self) -> list[tuple[int, int, int, int]]:
+    def _full(self, windows: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
         """Without those, such as the last, that are less than half as long as the rest: their rates scatter."""
         if self.window_steps is not None:
-            return [window for window in self._windows if window[0] >= self.window_steps]
-        return [window for window in self._windows if window[3] >= 0.5 * self._fine_ns]
+            return [window for window in windows if window[0] >= self.window_steps]
+        return [window for window in windows if window[3] >= 0.5 * self._fine_ns]
 
 
 class TimeToTarget(Meter):
@@ -320,6 +342,12 @@ def quantile(ordered: list[float], q: float) -> float:
     low = math.floor(position)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+def _in_pairs(windows: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """Each two in a row as one; a last one without another as it is."""
+    pairs = [windows[i : i + 2] for i in range(0, len(windows), 2)]
+    return [pair[0] if len(pair) == 1 else _merge(*pair) for pair in pairs]
 
 
 def _merge(one: tuple[int, int, int, int], two: tuple[int, int, int, int]) -> tuple[int, int, int, int]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from frugal.errors import SettingsError
+from frugal.errors import RefusedError, SettingsError
 from frugal.models.generate import Cache
 
 Positions = Literal["learned", "rotary", "relative", "none"]
@@ -86,7 +86,7 @@ class GPT(nn.Module):
         super().__init__()
         _check(**{name: value for name, value in locals().items() if name not in ("self", "__class__")})
         self.block_size, self.separator, self.token_shift = block_size, separator, token_shift
-        self.head_size, self.positions = width // heads, positions
+        self.heads, self.head_size, self.positions = heads, width // heads, positions
         self.checkpointing, self.softcap = checkpointing, softcap
 
         self.embedding = nn.Embedding(vocabulary, width)
@@ -120,6 +120,26 @@ class GPT(nn.Module):
                     nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * layers) if writes else 0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+    def parallel_plan(self, ranks: int) -> dict[str, str]:
+        """How `strategy=tensor_parallel` shares the layers out: a rank has some heads and some of the MLP's units."""
+        if self.positions == "relative":
+            raise RefusedError(
+                "model.network.positions=relative: the bias is of all heads, and a rank has some; choose rotary"
+            )
+        if self.heads % ranks:
+            raise SettingsError(f"model.network.heads={self.heads} do not divide by {ranks} ranks")
+        plan: dict[str, str] = {}
+        for name, module in self.named_modules():
+            if isinstance(module, Attention):
+                plan |= {f"{name}.qkv": "columns*3", f"{name}.out": "rows"}
+                if module.q_norm is not None:
+                    plan |= {f"{name}.q_norm": "summed", f"{name}.k_norm": "summed"}
+            elif isinstance(module, MLP):
+                plan |= {f"{name}.up": "columns", f"{name}.down": "rows"}
+                if module.gate is not None:
+                    plan[f"{name}.gate"] = "columns"
+        return plan
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         return self._logits(self._read(tokens_BT, None))
@@ -220,14 +240,14 @@ class Block(nn.Module):
 class Attention(nn.Module):
     def __init__(self, layer: int, heads: int, width: int, qk_norm: bool, bias: bool, dropout: float) -> None:
         super().__init__()
-        self.layer, self.heads, self.dropout = layer, heads, dropout
+        self.layer, self.heads, self.head_size, self.dropout = layer, heads, width // heads, dropout
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
         self.q_norm = RMSNorm(width // heads, eps=EPS) if qk_norm else None
         self.k_norm = RMSNorm(width // heads, eps=EPS) if qk_norm else None
 
     def forward(self, x_BTD: Tensor, shared: Shared) -> Tensor:
-        q_BHTK, k_BHTK, v_BHTK = self.qkv(x_BTD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q_BHTK, k_BHTK, v_BHTK = self.qkv(x_BTD).unflatten(2, (3, -1, self.head_size)).permute(2, 0, 3, 1, 4).unbind(0)
         if self.q_norm is not None and self.k_norm is not None:
             q_BHTK, k_BHTK = self.q_norm(q_BHTK), self.k_norm(k_BHTK)
         if shared.rotation is not None:
@@ -287,7 +307,7 @@ class RMSNorm(nn.RMSNorm):
     """With its gain in the input's precision: torch has no fused kernel for a half times an fp32 gain (autocast)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.get_parameter("weight").to(x.dtype), self.eps)
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class SquaredReLU(nn.Module):

@@ -32,5 +32,14 @@ class MLP(nn.Module):
             layers.append(nn.Linear(fan_in, fan_out))
         self.layers = nn.Sequential(*layers)
 
+    def parallel_plan(self, ranks: int) -> dict[str, str]:
+        """How `strategy=tensor_parallel` shares the layers out: by pairs, so that one sum serves two; a last layer
+        without another after it is whole on each rank."""
+        linear = [f"layers.{i}" for i, layer in enumerate(self.layers) if isinstance(layer, nn.Linear)]
+        plan = {}
+        for first, second in zip(linear[::2], linear[1::2], strict=False):
+            plan |= {first: "columns", second: "rows"}
+        return plan
+
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from frugal.errors import SettingsError
+from frugal.measure.meter import ranks_with_the_same_batch
 from frugal.models.epoch_means import EpochMeans
 
 Batch = tuple[Tensor, Tensor]  # what goes into the network, and its targets
@@ -45,11 +46,13 @@ class Module(LightningModule, ABC):
         super().__init__()
         self.network = network
         self.last_loss: Tensor | None = None
+        self.schedule_steps: int | None = None  # of a budget by the clock: the length in which its schedule counts
         self._optimizer = optimizer
         self._schedule = schedule
         self._train_means = EpochMeans(*self.sums)
         self._eval_means = EpochMeans(*self.sums)
         self._resumed_means: dict[str, float] | None = None
+        self._data: Any = None  # where several ranks train: the data module, which knows what of a batch counts
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -59,7 +62,7 @@ class Module(LightningModule, ABC):
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning sets `_current_fx_name` some forty times a step, and `nn.Module.__setattr__` looks for parameters in
         # each value: 70 microseconds a step.
-        if name in ("_current_fx_name", "last_loss"):
+        if name in ("_current_fx_name", "last_loss", "_data"):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
@@ -97,7 +100,8 @@ class Module(LightningModule, ABC):
             self._train_means.reset()
         loss, count, sums = self.training_loss(batch)
         self.last_loss = sums["loss"] / count
-        self._train_means.add(count, **sums)
+        if self._data is None or self._data.counts():
+            self._train_means.add(count, **sums)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -112,8 +116,11 @@ class Module(LightningModule, ABC):
 
     def on_train_start(self) -> None:
         self._train_means.reset()
+        data = getattr(self.trainer, "datamodule", None)
+        self._data = data if self.trainer.world_size > 1 and hasattr(data, "counts") else None
         # The sums in a checkpoint are those of all ranks.
-        if self._resumed_means is not None and self.trainer.is_global_zero:
+        first = (self.trainer.distributed_sampler_kwargs or {}).get("rank", 0) == 0
+        if self._resumed_means is not None and first:
             self._train_means.load(self._resumed_means, self.device)
         self._resumed_means = None
 
@@ -147,8 +154,11 @@ class Module(LightningModule, ABC):
         self._resumed_means = checkpoint.get("epoch_means")
 
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
-        attached = self._trainer is not None and self._trainer.world_size > 1
-        return self.trainer.strategy.reduce(tensor, reduce_op="sum") if attached else tensor
+        if self._trainer is None or self._trainer.world_size == 1:
+            return tensor
+        total: Tensor = self.trainer.strategy.reduce(tensor.clone(), reduce_op="sum")
+        same = ranks_with_the_same_batch(self.trainer)
+        return total if same == 1 else total / same if total.is_floating_point() else total // same
 
     # The optimizer.
 
@@ -158,7 +168,13 @@ class Module(LightningModule, ABC):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        if gradient_clip_val is not None:  # Lightning looks up precision and algorithm first: 20 microseconds a step
+        if gradient_clip_val is None:  # Lightning looks up precision and algorithm first: 20 microseconds a step
+            return
+        if getattr(self.trainer.strategy, "shares_out", False):
+            from frugal.strategy.sharded import clip_norm
+
+            clip_norm(list(self.parameters()), float(gradient_clip_val))
+        else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -167,7 +183,7 @@ class Module(LightningModule, ABC):
         optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
         if self._schedule is None:
             return optimizer
-        steps = self.trainer.estimated_stepping_batches
+        steps = self.schedule_steps or self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
             raise SettingsError("a schedule needs the length of the run: set trainer.max_epochs or trainer.max_steps")
         return {

@@ -134,7 +134,7 @@ class NGram(nn.Module):
         B, T = tokens_BT.shape
         length_P = self._context_lengths(tokens_BT).flatten()
         V = self.vocabulary
-        # float32 also where trainer.precision makes another type the default
+        # float32 also where precision.mode makes another type the default
         result_PV = torch.full((B * T, V), 1 / V, dtype=torch.float32, device=tokens_BT.device)
         lower_PV = result_PV  # what each place's next order falls back to
         context_BT = torch.zeros_like(tokens_BT)

@@ -15,9 +15,9 @@ from frugal.report.stats import Estimate, estimate
 from frugal.report.units import one_line
 
 # Where results go and who is told does not change them (as in the identity of a run).
-IGNORED_ROOTS = frozenset({"paths", "logger", "run", "choices", "experiment", "launch", "hydra", "seed"})
+IGNORED_ROOTS = frozenset({"paths", "logger", "run", "choices", "experiment", "launch", "sweep", "hydra", "seed"})
 KEPT_RUN_KEYS = frozenset({"weights", "monitor", "mode", "target", "target_metric"})
-IGNORED_GROUPS = frozenset({"logger", "launch", "paths"})
+IGNORED_GROUPS = frozenset({"logger", "launch", "sweep", "paths"})
 MISSING = "–"
 EMPTY = frozenset({None, "null", '"none"', "{}", "[]"})  # no key, and the JSON of what says nothing
 

@@ -6,7 +6,7 @@ import csv
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from frugal.report.comparable import FIELDS
@@ -83,7 +83,7 @@ def escape(text: object) -> str:
 def to_markdown(
     title: str,
     layout: Layout,
-    evaluations: Layout,
+    further: Mapping[str, Layout],
     notes: Sequence[str],
     unfinished: Sequence[str],
     plot: str | None,
@@ -91,8 +91,9 @@ def to_markdown(
     parts = [f"# {escape(title)}"]
     if layout.cells:
         parts.append(_table(layout))
-    if evaluations.cells:
-        parts += ["## Evaluations"] * bool(layout.cells) + [_table(evaluations)]
+    for head, table in further.items():
+        if table.cells:
+            parts += [f"## {escape(head)}"] * (len(parts) > 1) + [_table(table)]
     if plot:
         parts.append(f"![Pareto plots]({plot})")
     parts += [escape(note) for note in notes]

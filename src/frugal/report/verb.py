@@ -30,6 +30,7 @@ from frugal.report.comparable import (
 )
 from frugal.report.figures import COSTS, FIGURES, Figure, quality_figure
 from frugal.report.group import Group, group_runs, name_groups
+from frugal.report.paired import baseline_of, differences
 from frugal.report.table import STAR, Layout, ReportTable, below, lay_out
 from frugal.report.units import one_line
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 CSV, MARKDOWN, PLOT, MATRIX, PAGE = "report.csv", "report.md", "pareto.png", "confusion.png", "report.html"
+PAIRED = "Differences from the baseline, paired by seed, with 95 % intervals"
 MOST_LINES = 30  # of runs that did not complete, in the terminal; the Markdown file has all
 MOST_OF_AN_ERROR = 300  # characters
 MOST_OPTIONS = 6  # columns of options in the terminal; above, each set of comparable runs has a table of its own
@@ -57,6 +59,7 @@ class Report:
     evaluations: Layout
     groups: list[Group]
     metric: Figure | None
+    paired: Layout = field(default_factory=lambda: Layout([]))  # of a paired sweep: differences from the baseline
     files: list[Path] = field(default_factory=list)
 
     @property
@@ -81,6 +84,8 @@ class Report:
             parts.append(ReportTable(self.layout))
         if self.evaluations.cells:
             parts += [below(["Evaluations"], "bold"), ReportTable(self.evaluations)]
+        if self.paired.cells:
+            parts += [below([PAIRED], "bold"), ReportTable(self.paired)]
         if self.notes:
             parts.append(below(self.notes))
         if self.unfinished:
@@ -92,13 +97,23 @@ class Report:
         return Stack(*parts)
 
     @property
+    def paired_lines(self) -> list[str]:
+        """The table of differences in lines, for the page, which has no such table."""
+        lines, name = [], ""
+        for row in self.paired.cells:
+            name = row[0] or name
+            lines.append(f"{name}, paired with the baseline: {row[1]} {row[4]} ({row[6]}).")
+        return lines
+
+    @property
     def csv(self) -> str:
         return text.to_csv(self.rows)
 
     @property
     def markdown(self) -> str:
         plot = PLOT if any(file.name == PLOT for file in self.files) else None
-        return text.to_markdown(self.title, self.layout, self.evaluations, self.notes, self.unfinished, plot)
+        further = {"Evaluations": self.evaluations, PAIRED: self.paired}
+        return text.to_markdown(self.title, self.layout, further, self.notes, self.unfinished, plot)
 
     def write(self, out: Path, plots: bool = True, page: bool = True) -> list[Path]:
         """Write the CSV, the plots, the Markdown file and the page into `out`, each whole or not at all.
@@ -155,7 +170,11 @@ class Report:
 
 
 def build(
-    paths: Sequence[Path], since: set[Path] | None = None, metric: str | None = None, sort: str | None = None
+    paths: Sequence[Path],
+    since: set[Path] | None = None,
+    metric: str | None = None,
+    sort: str | None = None,
+    baseline: Path | None = None,
 ) -> Report:
     """Read, group and judge; writes nothing. See `report`."""
     runs, skipped = collect(paths)
@@ -182,6 +201,8 @@ def build(
             "± is the half-width of the 95 % interval over seeds (Student's t); other figures are means over seeds."
         )
     notes += verdicts(groups, wanted) + cautions(groups)
+    baseline = baseline or baseline_of(paths)
+    paired = differences(groups, baseline, wanted) if baseline else Layout([])
     statuses = dict(Counter(str(run.record.status) for run in runs))
     if since is not None:
         before = {Path(path).resolve() for path in since}
@@ -199,6 +220,7 @@ def build(
         evaluations=evaluated,
         groups=groups,
         metric=wanted,
+        paired=paired,
     )
 
 
@@ -224,6 +246,7 @@ def report(
     sort: str | None = None,
     plots: bool = True,
     page: bool = True,
+    baseline: Path | None = None,
 ) -> Report:
     """Report on all records among and under `paths`, and write the files into `out` (default: their common folder).
 
@@ -231,7 +254,7 @@ def report(
     where no record is found or `out` cannot be written; where the default folder cannot be, a note says so and the
     table stands.
     """
-    made = build(paths, since, metric, sort)
+    made = build(paths, since, metric, sort, baseline)
     if out is not None:
         made.write(Path(out), plots, page)
         return made

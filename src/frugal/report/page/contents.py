@@ -55,7 +55,7 @@ def contents(made: Report, out: Path) -> dict[str, Any]:
     return {
         "title": made.title,
         "version": __version__,
-        "notes": [one_line(note) for note in made.notes],
+        "notes": [one_line(note) for note in [*made.notes, *made.paired_lines]],
         "skipped": [one_line(line) for line in made.skipped],
         "figures": [_figure(figure) for figure in figures],
         "sets": _sets(made, place, figures),

@@ -1,0 +1,1 @@
+"""How several processes train one network: `strategy=`."""

@@ -1,0 +1,1 @@
+"""How a sweep's jobs are started; Hydra finds the launchers here."""

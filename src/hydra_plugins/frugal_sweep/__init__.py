@@ -1,0 +1,1 @@
+"""How a sweep's jobs are chosen; Hydra finds the sweepers here."""
