@@ -264,7 +264,10 @@ class SweepFolder(Callback):
         SweepFolder.path = Path(config.hydra.sweep.dir).resolve()
         SweepFolder.made = folders.missing(SweepFolder.path)
         SweepFolder.failed = False
-        SweepFolder.jobs = _count_jobs(_words(config.hydra.overrides.task))
+        words = _words(config.hydra.overrides.task)
+        named = {word.partition("=")[0] for word in words}
+        params = (config.hydra.sweeper.get("params") or {}).items()  # lists that an experiment has of itself
+        SweepFolder.jobs = _count_jobs([*words, *(f"{key}={value}" for key, value in params if key not in named)])
 
     @classmethod
     def discard(cls) -> None:

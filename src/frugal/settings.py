@@ -342,15 +342,30 @@ def check_rules(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
             if value not in allowed:
                 wanted = " or ".join(map(str, allowed))
                 raise RefusedError(f"{option} needs {key} to be {wanted}, {_origin(str(key), choices)} has {value}")
-        for key, refused in (node.get("excludes") or {}).items():
+        for key, refused in (node.get("excludes") or {}).items():  # {key: [value, ...]} or {key: {value: why}}
             value = OmegaConf.select(cfg, str(key))
-            if value is not None and value in _as_list(refused):
-                raise RefusedError(f"{option} cannot be combined with {key}={value}")
+            if OmegaConf.is_dict(refused):
+                why = {_spelt(name): reason for name, reason in refused.items()}.get(_spelt(value))
+            else:
+                why = "" if value is not None and value in _as_list(refused) else None
+            if why is not None:
+                said = f"{option} cannot be combined with {_named(str(key), value, choices)}"
+                raise RefusedError(f"{said}: {why}" if why else said)
 
 
 def _origin(key: str, choices: Mapping[str, str | None]) -> str:
     group = key.split(".")[0]
     return f"{group}={choices[group]}" if choices.get(group) else key
+
+
+def _named(key: str, value: Any, choices: Mapping[str, str | None]) -> str:
+    group, _, rest = key.partition(".")
+    return f"{group}={choices[group]}" if rest == "_target_" and choices.get(group) else f"{key}={_spelt(value)}"
+
+
+def _spelt(value: Any) -> str:
+    """As in YAML."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -21,6 +21,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from frugal import artefact, settings
 from frugal.absent import explain_absent
@@ -230,7 +231,10 @@ def compress(module: pl.LightningModule, techniques: dict[str, Technique], data:
 
 
 def calibration(data: DataModule, samples: int = 512) -> list[Tensor]:
-    return list(data.calibration_batches(samples))
+    """Training inputs as the network takes them; texts all of the greatest length, since a file may take no other."""
+    longest = int(data.dims().get("max_length") or 0)
+    batches = list(data.calibration_batches(samples))
+    return [F.pad(batch, (0, longest - batch.shape[1])) if longest else batch for batch in batches]
 
 
 _TRUE = {torch.bfloat16: "bf16-true", torch.float16: "16-true", torch.float64: "64-true"}
