@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import importlib.util
 import json
@@ -37,7 +38,8 @@ from frugal.measure.flops import peak_flops
 from frugal.measure.throughput import synchronize
 from frugal.models.gpt import GPT
 from frugal.models.language_model import LanguageModel
-from frugal.precision import compute_dtype, products, to_float8
+from frugal.precision import compute_dtype, products
+from frugal.quantization.fp8 import FP8
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -158,7 +160,8 @@ def frugal_gpt(sizes: Sizes, device: torch.device, words: list[str]) -> tuple[GP
         cfg.model.network, "model.network", {"vocabulary": sizes.vocabulary, "block_size": sizes.block}
     )
     network.to(device)
-    to_float8(cfg, network)
+    if "precision=fp8" in words:
+        FP8().convert(network)
     cfg.optim.lr, cfg.optim.betas = 6e-4, [0.9, 0.95]
     make_optimizer = settings.instantiate(cfg.optim, "optim", {"network": network})
     return network, LanguageModel(network, make_optimizer, None, padded=False, block_size=sizes.block), cfg
@@ -385,12 +388,12 @@ def measure_linear(sizes: Sizes, device: torch.device) -> list[dict[str, Any]]:
         for batch in (1, 64, 2048):
             x = torch.randn(batch, sizes.linear, device=device, dtype=torch.bfloat16)
             seconds: dict[str, list[float]] = {name: [] for name in calls}
-            for name, call in calls.items():
-                if name in bounds:
-                    apart(f"{name}, batch {batch}", call(x), references.get(name, networks["dense bf16"])(x), bounds[name])
+            for name, bound in bounds.items():
+                exact = references.get(name, networks["dense bf16"])(x)
+                apart(f"{name}, batch {batch}", calls[name](x), exact, bound)
             for _ in range(sizes.rounds):
                 for name, call in calls.items():
-                    seconds[name].append(timed(lambda call=call: call(x), 5 * sizes.steps, device))  # type: ignore[misc]
+                    seconds[name].append(timed(functools.partial(call, x), 5 * sizes.steps, device))
             rows += [
                 {"side": f"MLP {sizes.linear}, {name}", "batch": batch, "step_ms": 1e3 * statistics.median(s)}
                 for name, s in seconds.items()

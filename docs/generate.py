@@ -24,7 +24,13 @@ CONFIGS = ROOT / "configs"
 PAGE = ROOT / "docs" / "options.md"
 
 GROUPS = {
-    "trainer": "How long, on what device and in what precision. All its keys stand under Settings of trainer.",
+    "trainer": "How long and on what device. All its keys stand under Settings of trainer.",
+    "precision": "In which numbers weights are kept and products computed.",
+    "strategy": "How several processes or devices share one run.",
+    "compile": "Whether torch.compile makes the network's kernels.",
+    "budget": "What a run may cost, and where it ends.",
+    "launch": "How the jobs of a sweep are started.",
+    "sweep": "Which jobs a sweep has.",
     "tokenizer": "From text to ids and back. Images and tables have none.",
     "preprocess": "What happens to samples before a network sees them: cleaning, scaling, augmentation.",
     "curriculum": "What of a sample is shown when, as training goes on.",
@@ -48,6 +54,11 @@ SECTIONS = {
     "paths": "Folders.",
     "run": "The run itself: its name, its end, how it is continued.",
     "trainer": "The arguments of Lightning's Trainer, under Lightning's names; only `threads` is Frugal's.",
+    "precision": "What the options of the group `precision` set.",
+    "compile": "What the options of the group `compile` set.",
+    "budget": "Where a run ends, one of them; what was spent stands in the record.",
+    "launch": "How a sweep's jobs are started.",
+    "sweep": "What a search or a paired comparison does.",
     "measure": "What is measured. `latency` is what the options of the group `measure` set.",
     "debug": "What the options of the group `debug` set.",
 }
@@ -127,6 +138,15 @@ def _source(node: yaml.Node) -> str:
     return " ".join(text.split()) or "null"
 
 
+def _values(node: yaml.Node) -> str:
+    """Of `needs` and `excludes`: values, or values with the reason."""
+    if isinstance(node, yaml.MappingNode):
+        named = ((value.value, why.value) for value, why in node.value)
+        return "; ".join(f"of any kind ({why})" if value == "any" else f"`{value}` ({why})" for value, why in named)
+    items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    return " or ".join(f"`{item.value}`" for item in items)
+
+
 def _facts(root: yaml.MappingNode, lines: list[str]) -> Iterator[str]:
     for name, value in root.value:
         if name.value == "task":
@@ -134,8 +154,7 @@ def _facts(root: yaml.MappingNode, lines: list[str]) -> Iterator[str]:
         elif name.value in ("needs", "excludes"):
             said = "Needs" if name.value == "needs" else "Not with"
             for key, allowed in value.value:
-                values = " or ".join(f"`{item.value}`" for item in getattr(allowed, "value", [allowed]))
-                yield f"{said} `{key.value}` {values}{_aside(value, lines)}."
+                yield f"{said} `{key.value}` {_values(allowed)}{_aside(value, lines)}."
         elif name.value == "defaults":
             brought = [
                 f"`{group.value.removeprefix('override /').split('@')[0]}={option.value}`{_aside(option, lines)}"

@@ -251,3 +251,34 @@ def test_what_is_said_of_a_loss(quality: dict[str, float], says: str | None) -> 
 def test_reasons_need_no_torch() -> None:
     program = "import sys; import frugal.absent; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------------- baseline and status
+def test_what_is_compressed_is_measured_in_turn_with_the_dense_network() -> None:
+    """From `standard` up; a 2:4 pattern without kernels says why."""
+    from omegaconf import OmegaConf
+
+    torch.manual_seed(0)
+    network = nn.Linear(8, 4)
+    data = SimpleNamespace(
+        calibration_batches=lambda samples: [torch.zeros(2, 8)], example=lambda samples: torch.zeros(samples, 8)
+    )
+    rows = {}
+    for level in ("quick", "standard"):
+        record = Record(techniques={"pruning": {"status": "masked", "pattern": "2:4"}})
+        cfg = OmegaConf.create({"measure": {"latency": level, "batches": [1]}})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(recording.LEVELS, level, recording.LEVELS[level]._replace(seconds=0.01, backends=("eager",)))
+            make_dense = lambda: nn.Linear(8, 4)  # noqa: E731
+            recording.measure_network(record, cfg, network, data, Path(__file__), CPU, make_dense)  # type: ignore[arg-type]
+        rows[level] = {row.backend: row.status for row in record.latency}
+        if not torch.cuda.is_available():
+            assert record.absent["latency.2:4 kernels"] == "no CUDA device"
+    assert rows == {"quick": {"eager": "masked"}, "standard": {"eager": "dense", "eager, masked": "masked"}}
+
+
+def test_a_file_of_whole_numbers_is_simulated_whoever_evaluates_it(home: Path, tmp_path: Path) -> None:
+    record = package.run([*SHORT, "quantization=weight_int8"])
+    folder = tmp_path / "logs" / "default" / record.run.name
+    again = package.run([f"source={folder}", "measure=quick", "measure.batches=[1]"], "evaluate")
+    assert {row.status for row in again.latency} == {"simulated"}

@@ -348,7 +348,7 @@ def test_needs_and_excludes(home: Path) -> None:
     option.parent.mkdir()
     option.write_text(
         "needs: {data.task: [classification], model.network.activation: relu}\n"
-        "excludes: {optim.lr: [1.0, 2.0], 'quantization.name': [fp8]}\n"
+        "excludes: {optim.lr: [1.0, 2.0], 'quantization.name': [fp8], distillation._target_: {mine.Taught: no time}}\n"
         "_target_: mine.Halve\n"
     )
 
@@ -365,6 +365,7 @@ def test_needs_and_excludes(home: Path) -> None:
         (("optim.lr=2.0",), "pruning=halve cannot be combined with optim.lr=2.0"),
         (("+quantization.name=fp8",), "pruning=halve cannot be combined with quantization.name=fp8"),
         (("model=dropout_net",), "pruning=halve needs model.network.activation to be relu, model=dropout_net has None"),
+        (("distillation._target_=mine.Taught",), "pruning=halve cannot be combined with distillation=none: no time"),
     ):
         with pytest.raises(RefusedError) as error:
             check(*overrides)

@@ -7,6 +7,7 @@ depend on weights and configuration only. A checkpoint says the same of itself u
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import json
 import pickle
@@ -29,12 +30,15 @@ from frugal.coding import container, packed
 from frugal.coding.coder import CodingTechnique
 from frugal.coding.encoding import Encoding, attach, encodings_of
 from frugal.data.cleaning import Cleaning
-from frugal.deploy.onnx_network import OnnxNetwork, described
+from frugal.deploy.base import FileNetwork
+from frugal.deploy.exported_network import ExportedNetwork
+from frugal.deploy.onnx_network import GRAPH, OnnxNetwork, put_together, taken_apart
 from frugal.errors import FrugalError, RunError
 from frugal.models.lora import merge
 from frugal.paths import FORMATS, find_weights
 from frugal.pruning.masks import bake
 from frugal.pruning.structured import reshape
+from frugal.quantization.qat_int8 import remove_inputs
 from frugal.record import write_atomic
 from frugal.technique import Technique
 from frugal.tokenizer.base import Tokenizer
@@ -48,6 +52,8 @@ IDS = ("separator", "space")
 MOST = 2**31 - 1  # of any of them
 # Stages whose techniques keep something in the network's state while it is trained.
 IN_THE_STATE = ("pruning", "quantization")
+# Artefacts that a runtime of their own runs, by their suffix.
+RUN_AS_THEY_LIE: dict[str, type[FileNetwork]] = {".onnx": OnnxNetwork, ".pt2": ExportedNetwork}
 
 
 @dataclass
@@ -160,9 +166,11 @@ def crafted(path: Path, what: str = "describes itself wrongly") -> Iterator[None
         raise RunError(f"{path}: {what} ({type(error).__name__}: {said})") from None
 
 
-def build_network(description: Description) -> nn.Module:
-    """The network with fresh weights; every target in it passes the allow-list."""
-    network = settings.instantiate(description.model.get("network"), "model.network", description.dims)
+def build_network(description: Description, like: nn.Module | None = None) -> nn.Module:
+    """The network with fresh weights, or a copy of one like it; every target in it passes the allow-list."""
+    network = copy.deepcopy(like)
+    if network is None:
+        network = settings.instantiate(description.model.get("network"), "model.network", description.dims)
     if not isinstance(network, nn.Module):
         raise RunError(f"model.network: a {type(network).__name__} is no network")
     add_adapters(network, description.model)
@@ -193,21 +201,26 @@ def add_adapters(network: nn.Module, model: dict[str, Any]) -> dict[str, Any]:
 def finished(description: Description, network: nn.Module) -> Description:
     """The description of a network whose adapters were merged into its weights and whose techniques have acted."""
     model = {**description.model, "lora": None} if description.model.get("lora") else description.model
-    return replace(description, model=model, techniques={}, shapes=getattr(network, "frugal_shapes", {}))
+    techniques, shapes = getattr(network, "frugal_techniques", {}), getattr(network, "frugal_shapes", {})
+    return replace(description, model=model, techniques=techniques, shapes=shapes)
 
 
 def write(network: nn.Module, description: Description, path: Path, coding: CodingTechnique | None = None) -> Path:
     """Write the network, whole or not at all, in place of another artefact of that name; the file's path.
 
-    The suffix is that of the format, whatever `path` has: ONNX where ONNX Runtime is the network, `.frugal` with a
-    `coding`, else safetensors. Weights that are whole numbers (`coding.encoding`) are written as such.
+    The suffix is that of the format, whatever `path` has: a `FileNetwork`'s own, `.frugal` with a `coding`, else
+    safetensors. Weights that are whole numbers (`coding.encoding`) are written as such.
     """
     about = finished(description, network)
     text = json.dumps(about.to_dict(), sort_keys=True)
     encodings = encodings_of(network)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    if isinstance(network, OnnxNetwork):
-        path, content = path.with_suffix(".onnx"), described(network.content, text)
+    if isinstance(network, OnnxNetwork) and coding is not None:
+        # without the description, which the coded file holds itself
+        state, encodings = taken_apart(network.described(""))
+        path, content = path.with_suffix(".frugal"), coding.encode(state, encodings, text)
+    elif isinstance(network, FileNetwork):
+        path, content = path.with_suffix(network.suffix), network.described(text)
     elif coding is not None:
         path, content = path.with_suffix(".frugal"), coding.encode(state, encodings, text, _layout(text))
     else:
@@ -234,19 +247,28 @@ def _layout(text: str) -> container.Layout | None:
 def plain_state(path: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint or an artefact as they act, by their plain names."""
     state, plain = read(path)
-    return load(path)[0].state_dict() if plain.get("techniques") else state
+    if GRAPH in state:
+        raise RunError(f"{path}: an ONNX file, coded, has no weights to read; give the run's checkpoint")
+    return remove_inputs(load(path)[0]).state_dict() if plain.get("techniques") else state
 
 
-def load(path: Path) -> tuple[nn.Module, Description]:
-    """Read a network from an artefact or a checkpoint. Raises RunError with one line for anything else."""
-    if path.suffix == ".onnx":
-        return _load_onnx(path)
+def load(path: Path, like: nn.Module | None = None) -> tuple[nn.Module, Description]:
+    """Read a network from an artefact or a checkpoint. Raises RunError with one line for anything else.
+
+    `like` is a network as it was before any technique, where the file does not say how to build one
+    (`frugal.compress`); it stays as it is.
+    """
+    if path.suffix in RUN_AS_THEY_LIE:
+        return _load_file(path)
     state, plain, encodings = _read(path)
     description = Description.from_dict(plain, path)
+    if GRAPH in state:
+        return _described_file(OnnxNetwork, put_together(state), plain, path)
     with crafted(path):
         with _no_larger_than(state, path):
-            _refuse_another(description, state, path)
-            network = build_network(description)
+            if like is None:
+                _refuse_another(description, state, path)
+            network = build_network(description, like)
         dtype = floating_dtype(state.values())
         if dtype is not None:  # as it was written: a network in half is tested in half
             network.to(dtype)
@@ -258,13 +280,24 @@ def load(path: Path) -> tuple[nn.Module, Description]:
     return network.eval(), replace(description, techniques={})
 
 
-def _load_onnx(path: Path) -> tuple[nn.Module, Description]:
-    network = OnnxNetwork(_content(path))
+def _load_file(path: Path) -> tuple[FileNetwork, Description]:
+    return _described_file(RUN_AS_THEY_LIE[path.suffix], _content(path), None, path)
+
+
+def _described_file(kind: type[FileNetwork], content: bytes, plain: Any, path: Path) -> tuple[FileNetwork, Description]:
+    """A file that runs as it lies; its description, where it is not `plain`, is in it."""
     try:
-        plain = json.loads(network.description() or "null")
-    except ValueError:
+        network = kind(content)
+    except RunError as error:
+        raise RunError(f"{path}: {error}") from None
+    try:
+        plain = plain or json.loads(network.description() or "null")
+    except (ValueError, RecursionError):
         plain = None
-    return network.eval(), Description.from_dict(plain, path)
+    description = Description.from_dict(plain, path)
+    network.frugal_shapes = description.shapes
+    network.eval()
+    return network, description
 
 
 def text_parts(description: Description, path: Path) -> tuple[Cleaning, Tokenizer]:
@@ -379,6 +412,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Enco
         return state, plain if isinstance(plain, dict) else {}, encodings
     if path.suffix == ".onnx":
         raise RunError(f"{path}: an ONNX file has no weights to read; give the run's checkpoint")
+    if path.suffix == ".pt2":
+        network, description = _load_file(path)
+        assert isinstance(network, ExportedNetwork)
+        return network.plain_state(), description.to_dict(), {}
     checkpoint = read_checkpoint(path)
     prefix = "network."
     state = {

@@ -112,7 +112,7 @@ def _dispatch(arguments: list[str]) -> int:
 
         return predict(rest)
     if verb == "compress":
-        from frugal.compress import main as compress
+        from frugal.compression import main as compress
 
         return compress(rest)
     if verb == "doctor":

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from frugal.errors import FrugalError, RefusedError, RunError
+from frugal.errors import RefusedError, RunError
 from frugal.measure.meter import Meter
 from frugal.measure.throughput import quantile, synchronize
 from frugal.precision import device_type
@@ -63,7 +63,8 @@ class Compiled(Meter):
             self.on_train_batch_end = None
             if graphs() == self._before:
                 raise RunError(
-                    f"compile.mode={self.mode}: torch.compile made no graph of {type(network).__name__}; set compile=none"
+                    f"compile.mode={self.mode}: torch.compile made no graph of {type(network).__name__}; "
+                    "set compile=none"
                 )
 
         self.on_train_batch_end = after_first
@@ -90,7 +91,7 @@ class Compiled(Meter):
         eager: Callable[..., Any] = network._call_impl
         seconds: dict[str, list[float]] = {"eager": [], "compiled": []}
         try:
-            for name, call in (("eager", eager), ("compiled", self._compiled)):
+            for call in (eager, self._compiled):
                 _step(call, batch)  # what the last size of training had left to compile
             for _ in range(ROUNDS):
                 for name, call in (("eager", eager), ("compiled", self._compiled)):
@@ -121,12 +122,3 @@ class Compiled(Meter):
 def _step(call: Callable[..., Any], batch: Tensor) -> None:
     output = call(batch)
     (output[0] if isinstance(output, tuple) else output).float().mean().backward()
-
-
-def compiler_in_one_line(error: BaseException) -> FrugalError | None:
-    """What torch's compiler raised, as one line; None for what is not its own."""
-    name = type(error).__module__
-    if not name.startswith(("torch._dynamo", "torch._inductor")):
-        return None
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return RunError(f"compile: {type(error).__name__}: {lines[0][:300] if lines else ''}; set compile=none")

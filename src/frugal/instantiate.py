@@ -30,7 +30,7 @@ T = TypeVar("T")
 PACKAGES = ("frugal", "torch", "lightning", "torchmetrics")
 HYDRA_KEYS = {"_target_", "_partial_"}
 # Keys that stand beside `_target_` in an option file and are read by Frugal, not by the target.
-OPTION_KEYS = {"needs", "excludes", "task", "init_from", "lora", "refuses"}
+OPTION_KEYS = {"needs", "excludes", "task", "init_from", "lora"}
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 HYDRA_PACKAGES = ("hydra.", "hydra_plugins.")
 LOGGING_PACKAGES = ("logging.", "colorlog.", "rich.logging.", "frugal.")

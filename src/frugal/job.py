@@ -274,8 +274,11 @@ class SweepFolder(Callback):
         SweepFolder.path = Path(config.hydra.sweep.dir).resolve()
         SweepFolder.made = folders.missing(SweepFolder.path)
         SweepFolder.failed = False
-        given = config.hydra.sweeper.get("params") or {}
-        SweepFolder.jobs = _count_jobs([*(f"{key}={value}" for key, value in given.items()), *words])
+        given = config.hydra.sweeper.get("params") or {}  # lists that an experiment or a sweep has of itself
+        named = {word.partition("=")[0] for word in words}
+        SweepFolder.jobs = _count_jobs(
+            [*words, *(f"{key}={value}" for key, value in given.items() if key not in named)]
+        )
         if SweepFolder.jobs is not None:
             SweepFolder.jobs *= len(config.sweep.variants) or 1
         if name:

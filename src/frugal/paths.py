@@ -6,8 +6,9 @@ from pathlib import Path
 
 from frugal.errors import RunError
 
-# What a run leaves for use, in the order in which it is looked for: a run has one of them.
-FORMATS = (".onnx", ".frugal", ".safetensors")
+# What a run leaves for use, in the order in which it is looked for: a run has one of them, the others are removed when
+# it is written.
+FORMATS = (".onnx", ".pt2", ".frugal", ".safetensors")
 ARTEFACTS = tuple(f"model{suffix}" for suffix in FORMATS)
 WEIGHTS = (".ckpt", *FORMATS)
 

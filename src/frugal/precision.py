@@ -1,22 +1,18 @@
 """`precision=`: in which numbers weights are kept and products computed, as the device really does it.
 
-Lightning's plugins do the work, with two gaps closed: on a CPU it would run `16-mixed` as bf16 without a word in the
-record, and it knows no float8 through torchao.
+Lightning's plugins do the work, with a gap closed: on a CPU it would run `16-mixed` as bf16 without a word in the
+record. `precision=fp8` is the technique `quantization=fp8` in a run of bf16.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import logging
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.plugins.precision import MixedPrecision
 from omegaconf import DictConfig
-from torch import nn
 
 from frugal.errors import RefusedError
 
@@ -42,14 +38,6 @@ def check(cfg: DictConfig) -> None:
             f"precision.matmul={node.matmul}: TF32 needs an NVIDIA GPU from Ampere on, this run would be on {device}; "
             "choose precision=fp32 or precision=bf16"
         )
-    if node.float8:
-        if importlib.util.find_spec("torchao") is None:
-            raise RefusedError('precision=fp8 needs torchao; install it with: pip install "frugal-ml[torchao]"') from None
-        if not node.emulate and capability < (8, 9):
-            raise RefusedError(
-                f"precision=fp8 needs an NVIDIA GPU from Ada or Hopper on, this run would be on {device}; "
-                "precision.emulate=true computes its values without the speed"
-            )
     if device == "mps" and node.mode == "64-true":
         raise RefusedError("precision=fp64: MPS has no 64-bit floats; set trainer.accelerator=cpu")
 
@@ -75,7 +63,7 @@ class ScaledFloat16(MixedPrecision):
         if loss_scale in (None, "dynamic"):
             scaler = torch.amp.GradScaler(device)
         else:
-            scaler = torch.amp.GradScaler(device, init_scale=float(loss_scale), growth_interval=NEVER)  # type: ignore[arg-type]
+            scaler = torch.amp.GradScaler(device, init_scale=float(loss_scale), growth_interval=NEVER)
         super().__init__("16-mixed", device, scaler)
 
 
@@ -97,53 +85,3 @@ def products(cfg: DictConfig) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-# ------------------------------------------------------------------------------------------------------------- float8
-def to_float8(cfg: DictConfig, network: nn.Module) -> dict[str, Any]:
-    """Replace linear layers by torchao's Float8Linear, in place; state keys stay. What was replaced, for the record.
-
-    Raises RefusedError where no layer's widths are divided by 16, as the hardware's products need.
-    """
-    if not cfg.precision.float8:
-        return {}
-    with _quietly():
-        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-        from torchao.float8.float8_linear import Float8Linear
-
-    linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
-    fits = {name for name, module in linear.items() if module.in_features % 16 == 0 and module.out_features % 16 == 0}
-    if not fits:
-        raise RefusedError("precision=fp8: no linear layer of this network has both widths divided by 16")
-    convert_to_float8_training(
-        network,
-        module_filter_fn=lambda _, name: name in fits,
-        config=Float8LinearConfig(emulate=bool(cfg.precision.emulate)),
-    )
-    replaced = [name for name, module in network.named_modules() if isinstance(module, Float8Linear)]
-    return {"float8": replaced, "kept": sorted(set(linear) - set(replaced)), "emulated": bool(cfg.precision.emulate)}
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """torchao warns of kernels for other hardware as it is imported."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def from_float8(network: nn.Module) -> nn.Module:
-    """Put plain linear layers with the same parameters back, in place: what is written and tested computes in floats."""
-    for name, module in list(network.named_modules()):
-        if type(module).__name__ != "Float8Linear":
-            continue
-        assert isinstance(module, nn.Linear)
-        plain = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
-        plain.weight, plain.bias = module.weight, module.bias
-        parent, _, child = name.rpartition(".")
-        setattr(network.get_submodule(parent), child, plain)
-    return network

@@ -405,21 +405,18 @@ def _begin_anew() -> NoReturn:
     """Replace this process by a fresh one that waits for the next job: torch closes no connection that anything still
     refers to, and whoever started these processes must not see one end."""
     os.environ["FRUGAL_RANKS_JOB"] = str(_Outside.jobs)
+    for handle in os.listdir("/proc/self/fd") if Path("/proc/self/fd").is_dir() else ():
+        if int(handle) > 2:
+            with contextlib.suppress(OSError):  # that of the listing itself
+                os.set_inheritable(int(handle), False)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _word(group: Group) -> Any:
     """What rank 0 says, however long that takes."""
-    while True:
-        with contextlib.suppress(_timeouts()):
-            group.store.wait([group.prefix], timedelta(seconds=30))
-            return json.loads(group.store.get(group.prefix))
-
-
-def _timeouts() -> type[Exception]:
-    import torch.distributed as dist
-
-    return dist.DistStoreError
+    while not group.store.check([group.prefix]):
+        time.sleep(0.02)
+    return json.loads(group.store.get(group.prefix))
 
 
 # ------------------------------------------------------------------------------------------------- ranks 1 and up

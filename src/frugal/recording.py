@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import platform
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 import frugal
 from frugal import artefact, console
-from frugal.deploy.onnx_network import OnnxNetwork
+from frugal.coding.encoding import encodings_of
+from frugal.deploy.base import FileNetwork
 from frugal.manifest import processor_name
 from frugal.measure import (
     Ledger,
@@ -30,6 +32,7 @@ from frugal.measure.latency import LEVELS, build_backends
 from frugal.measure.size import plain_weights
 from frugal.models.generate import timed_paths
 from frugal.precision import compute_dtype
+from frugal.pruning.n_m import accelerate, no_kernels
 from frugal.record import Fingerprint, Record
 
 if TYPE_CHECKING:
@@ -118,11 +121,12 @@ def measure_network(
     """Size, sparsity and latency of the artefact as it was read back.
 
     Where it computes otherwise than the network of its option (smaller shapes, another runtime), that one, from
-    `make_dense`, is measured in turn with it.
+    `make_dense`, is measured in turn with it; from `measure=standard` up also where only its weights were compressed.
     """
     network = network.to(device).eval()
-    converted = isinstance(network, OnnxNetwork) or bool(getattr(network, "frugal_shapes", None))
-    dense = make_dense().to(device).eval() if converted and make_dense is not None else None
+    apart = isinstance(network, FileNetwork) or bool(getattr(network, "frugal_shapes", None))
+    apart = apart or (LEVELS[cfg.measure.latency].claims and status_of(record, network) != "dense")
+    dense = make_dense().to(device).eval() if apart and make_dense is not None else None
     record.size = size_figures(network, file, dense)
     record.sparsity = sparsity_figures(network)
     example = typical_input(data)
@@ -143,8 +147,8 @@ def typical_input(data: DataModule) -> Tensor:
 def precision_name(cfg: DictConfig) -> str:
     """Of weights and products, as they really were: Lightning's name, and what it has no name for."""
     node = cfg.precision
-    if node.float8:
-        return "fp8-emulated" if node.emulate else "fp8"
+    if str((cfg.get("quantization") or {}).get("_target_")).endswith(".FP8"):
+        return "fp8, emulated" if cfg.quantization.emulate else "fp8"
     return "32-true, tf32" if node.mode == "32-true" and node.matmul != "highest" else str(node.mode)
 
 
@@ -163,8 +167,8 @@ def _measure_latency(
     status = status_of(record, network)
     backends, absent = build_backends(dense or network, level.backends, make_input, batches)
     statuses: dict[str, Any] = dict.fromkeys(backends, status if dense is None else "dense")
-    fewer: float | None = None  # an ONNX file keeps no count of its multiply-adds
-    if isinstance(network, OnnxNetwork):
+    fewer: float | None = None  # a file that is run as it lies keeps no count of its multiply-adds
+    if isinstance(network, FileNetwork):
         backends[network.backend], statuses[network.backend] = network, status
     elif status != "dense":
         left = remaining_flops(network, make_input(1))
@@ -174,6 +178,9 @@ def _measure_latency(
             absent |= {f"{key}, {status}": reason for key, reason in further.items()}
             backends |= {f"{name}, {status}": backend for name, backend in own.items()}
             statuses |= dict.fromkeys((f"{name}, {status}" for name in own), status)
+    kernels = _with_sparse_kernels(record, network, make_input, batches)
+    if kernels is not None:
+        backends["eager, 2:4 kernels"], statuses["eager, 2:4 kernels"] = kernels, "converted"
     record.absent.update(absent)
     # a language model's ways of generating, at the first batch size only where it must be quick
     paths = timed_paths(network)
@@ -196,13 +203,40 @@ def _measure_latency(
             )
 
 
+def _with_sparse_kernels(
+    record: Record, network: nn.Module, make_input: Callable[[int], Tensor], batches: list[int]
+) -> nn.Module | None:
+    """A copy that computes with the kernels of a 2:4 pattern, or None: a file cannot hold them, so they are put in
+    where it is measured. Where pruning left that pattern and they cannot be had, the record says why."""
+    if record.techniques.get("pruning", {}).get("pattern") != "2:4" or isinstance(network, FileNetwork):
+        return None
+    reason = no_kernels()
+    if reason is None:
+        copied = copy.deepcopy(network)
+        try:
+            done = accelerate(copied)
+            with torch.inference_mode():
+                for batch in batches:
+                    copied(make_input(batch))
+        except RuntimeError as error:  # of a kernel, for sizes that it does not take
+            reason = str(error).splitlines()[0][:200]
+        else:
+            if done:
+                return copied
+            reason = "no linear layer on the device in half precision whose sizes fit; see precision=bf16_true"
+    record.absent["latency.2:4 kernels"] = reason
+    return None
+
+
 def status_of(record: Record, network: nn.Module) -> Any:
     """`dense`, unless a technique says what it really did, or zeros are kept in dense tensors."""
-    if isinstance(network, OnnxNetwork) or getattr(network, "frugal_shapes", None):
+    if getattr(network, "frugal_shapes", None) or (isinstance(network, FileNetwork) and network.converted):
         return "converted"
     for figures in reversed(list(record.techniques.values())):
         if figures.get("status"):
             return figures["status"]
+    if encodings_of(network):  # of a file that is evaluated: nobody says which techniques made it
+        return "simulated"
     zeros = sum(int((weight == 0).sum()) for weight in plain_weights(network).values() if weight.ndim >= 2)
     return "masked" if record.techniques and zeros else "dense"
 

@@ -105,8 +105,6 @@ class PrecisionSettings:
     mode: str = "32-true"  # Lightning's name: of weights and products; mixed: weights stay in 32 bits
     matmul: str = "highest"  # of products of 32-bit matrices on CUDA: highest, or high, which is TF32
     loss_scale: Any = None  # of 16-mixed: dynamic, or a number
-    float8: bool = False  # linear layers' products in float8 (torchao)
-    emulate: bool = False  # float8's values on hardware without it, slowly
     needs: Any = None
     excludes: Any = None
 
@@ -435,9 +433,8 @@ def _check_ranks(cfg: DictConfig) -> None:
 
 
 def check_rules(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
-    """Refuse combinations without meaning, from what option files declare: `needs` (a key's values), `excludes`
-    (a key's values) and `refuses` (a key that is set, or a group with any option but none, and the reason; or
-    reasons by value).
+    """Refuse combinations without meaning, from what option files declare: `needs` (a key's values) and
+    `excludes` (a key's values, or a reason by value, where `any` is every value that is set).
 
     Raises RefusedError, which a sweep records as `refused` and does not count as a failure.
     """
@@ -447,29 +444,36 @@ def check_rules(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
         option = f"{group}={choices.get(group, '?')}"
         for key, allowed in (node.get("needs") or {}).items():
             value, allowed = OmegaConf.select(cfg, str(key)), _as_list(allowed)
-            if value not in allowed and allowed == [None] and str(key).endswith("._target_"):
-                raise RefusedError(f"{option} cannot be combined with {_origin(str(key), choices)}")
             if value not in allowed:
                 wanted = " or ".join(map(str, allowed))
                 raise RefusedError(f"{option} needs {key} to be {wanted}, {_origin(str(key), choices)} has {value}")
-        for key, refused in (node.get("excludes") or {}).items():
+        for key, refused in (node.get("excludes") or {}).items():  # {key: [value, ...]} or {key: {value: why}}
             value = OmegaConf.select(cfg, str(key))
-            if value is not None and value in _as_list(refused):
-                raise RefusedError(f"{option} cannot be combined with {key}={value}")
-        for key, reason in (node.get("refuses") or {}).items():
-            other = OmegaConf.select(cfg, str(key))
-            if OmegaConf.is_dict(other):
-                other = other.get("_target_")
-            if OmegaConf.is_dict(reason):
-                reason = reason.get(str(other))
-            if other and reason:
-                origin = _origin(str(key), choices) if key in choices or str(key).endswith("_target_") else f"{key}"
-                raise RefusedError(f"{option} cannot be combined with {origin}: {reason}")
+            if OmegaConf.is_dict(refused):
+                reasons = {_spelt(name): reason for name, reason in refused.items()}
+                why = reasons.get(_spelt(value), reasons.get("any") if value else None)
+            else:
+                why = "" if value is not None and value in _as_list(refused) else None
+            if why is not None:
+                said = f"{option} cannot be combined with {_named(str(key), value, choices)}"
+                raise RefusedError(f"{said}: {why}" if why else said)
 
 
 def _origin(key: str, choices: Mapping[str, str | None]) -> str:
     group = key.split(".")[0]
     return f"{group}={choices[group]}" if choices.get(group) else key
+
+
+def _named(key: str, value: Any, choices: Mapping[str, str | None]) -> str:
+    if OmegaConf.is_dict(value):
+        return key
+    group, _, rest = key.partition(".")
+    return f"{group}={choices[group]}" if rest == "_target_" and choices.get(group) else f"{key}={_spelt(value)}"
+
+
+def _spelt(value: Any) -> str:
+    """As in YAML."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _as_list(value: Any) -> list[Any]:

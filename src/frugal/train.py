@@ -22,6 +22,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from frugal import artefact, compiled, precision, ranks, settings
 from frugal.absent import explain_absent
@@ -127,7 +128,6 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
             with ledger.charge("compress"):
                 network = gather_weights(run, trained)
                 load_weights(cfg, run, module)
-                precision.from_float8(network)
                 network = compress(module, techniques, data)
                 coding = techniques.get("coding")
                 assert coding is None or isinstance(coding, CodingTechnique)
@@ -140,9 +140,8 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
             with ledger.charge("test"):
                 test(cfg, module, network, data, record)
                 keep_confusion(run, module, data)
-            for option, figures in (("precision", trained.float8), ("compile", compiling)):
-                if figures:
-                    record.techniques[option] = {"option": str(record.config["choices"].get(option)), **figures}
+            if compiling:
+                record.techniques["compile"] = {"option": str(record.config["choices"].get("compile")), **compiling}
             with ledger.charge("measure"):
                 measure_network(
                     record,
@@ -180,7 +179,6 @@ class Trained:
     fit: Fit
     flops: StepFlops | None
     adapters: dict[str, Any]
-    float8: dict[str, Any]
 
 
 def train(
@@ -205,7 +203,6 @@ def train(
     techniques = build_techniques(cfg)
     for technique in techniques.values():
         technique.prepare(network)
-    float8 = precision.to_float8(cfg, network)
     description = describe(cfg, data)
 
     fit = build_fit(cfg, run, ledger, steps, description, techniques, list(loggers), network, group)
@@ -228,7 +225,7 @@ def train(
             fit.trainer.fit(module, datamodule=data, ckpt_path=continue_from, weights_only=True)
     if fit.trainer.interrupted:
         raise KeyboardInterrupt
-    return Trained(data, network, module, techniques, description, fit, flops, adapters, float8)
+    return Trained(data, network, module, techniques, description, fit, flops, adapters)
 
 
 def follow(cfg: DictConfig, run: Run, group: ranks.Group) -> None:
@@ -310,13 +307,16 @@ def weigh_compilation(fit: Fit, data: DataModule, ledger: Ledger) -> dict[str, A
         return {}
     fit.compiled.take_off()
     batch = next(iter(data.calibration_batches(data.batch_size)))
-    dtype = fit.trainer.precision_plugin.convert_input(batch)
+    batch = fit.trainer.precision_plugin.convert_input(batch).to(fit.trainer.strategy.root_device)
     with fit.trainer.precision_plugin.forward_context():
-        return fit.compiled.figures(dtype.to(fit.trainer.strategy.root_device), ledger.seconds()["compile"])
+        return fit.compiled.figures(batch, ledger.seconds()["compile"])
 
 
 def calibration(data: DataModule, samples: int = 512) -> list[Tensor]:
-    return list(data.calibration_batches(samples))
+    """Training inputs as the network takes them; texts all of the greatest length, since a file may take no other."""
+    longest = int(data.dims().get("max_length") or 0)
+    batches = list(data.calibration_batches(samples))
+    return [F.pad(batch, (0, longest - batch.shape[1])) if longest else batch for batch in batches]
 
 
 _TRUE = {torch.bfloat16: "bf16-true", torch.float16: "16-true", torch.float64: "64-true"}
@@ -327,19 +327,12 @@ def test(cfg: DictConfig, module: pl.LightningModule, network: nn.Module, data: 
     module.network = network
     # A network that was written in another dtype than fp32 is tested in that, whatever the settings of an evaluation.
     dtype = artefact.floating_dtype(network.parameters())
-    precision = {"precision": _TRUE[dtype]} if dtype in _TRUE else {}
-    trainer = pl.Trainer(
-        **{
-            **trainer_arguments(cfg),
-            "devices": 1,
-            "num_nodes": 1,
-            "enable_checkpointing": False,
-            "detect_anomaly": False,
-            **precision,
-        },
-        callbacks=[Progress()],
-        logger=False,
-    )
+    arguments = trainer_arguments(cfg) | {"devices": 1, "num_nodes": 1}
+    arguments |= {"enable_checkpointing": False, "detect_anomaly": False}
+    if dtype in _TRUE:
+        arguments.pop("plugins", None)
+        arguments["precision"] = _TRUE[dtype]
+    trainer = pl.Trainer(**arguments, callbacks=[Progress()], logger=False)
     with lightning_in_one_line():
         # the last validation was of other weights, or of weights before they were compressed
         if (cfg.run.weights == "best" or record.techniques) and "val" in data.splits:

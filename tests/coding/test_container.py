@@ -31,6 +31,7 @@ def assert_same(found: tuple[dict[str, torch.Tensor], dict[str, Encoding], str],
     assert [name for name, tensor in written[0].items() if not same_bits(tensor, state[name])] == []
     for name, encoding in written[1].items():
         other = encodings[name]
+        assert encoding.waves == other.waves, name
         assert torch.equal(encoding.codes, other.codes) and other.codes.dtype == torch.int32, name
         for one, two in ((encoding.scale, other.scale), (encoding.table, other.table)):
             unused = two is None and not encoding.codes.any()

@@ -35,6 +35,16 @@ def test_a_table_comes_back() -> None:
     assert unpack(found, {"w": ((2, 2), torch.float32)})[0]["w"].tolist() == [[0.0, -1.5], [4.0, -1.5]]
 
 
+def test_waves_come_back() -> None:
+    given = encoding([[0, 1, 0, 2]], scale=torch.tensor(0.5), waves=True)  # type: ignore[arg-type]
+    found = pack({"w": given})
+    assert set(found) == {"w", "w.scale", "w.waves"}
+    state, encodings = unpack(found, {"w": ((1, 4), torch.float32)})
+    assert torch.equal(state["w"], given.decode()) and encodings["w"].waves and set(state) == {"w"}
+    alone = pack({"w": encoding([[0, 1, 0, 2]], waves=True)})  # type: ignore[arg-type]
+    assert torch.equal(unpack(alone, {"w": ((1, 4), torch.float32)})[0]["w"], 2 * given.decode())
+
+
 @pytest.mark.parametrize("shape", [(5,), (2, 4), (0,)])
 def test_codes_for_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     found = pack({"w": encoding([[1, 2, 3]], scale=torch.tensor(1.0))})

@@ -102,6 +102,54 @@ def test_shifts_by_hand():
     assert {(d, r) for d, r in zip(down, right, strict=True)} == {(d, r) for d in range(5) for r in range(5)}
 
 
+def test_bent_images_by_hand():
+    """Each pixel from where the inverse of rotation @ shear @ scale, in pixels about the centre, says."""
+    n, height, width = 12, 6, 5
+    x = torch.rand(n, 2, height, width, generator=torch.Generator().manual_seed(1))
+    preprocess = Preprocess(normalize=False, rotate=40, scale=0.3, shear=0.5)
+    out = preprocess(x, True, torch.Generator().manual_seed(3))
+    draws = (torch.rand(4, n, generator=torch.Generator().manual_seed(3)).double() * 2 - 1).numpy()
+    for i in range(n):
+        angle, shear = np.radians(40 * draws[0, i]), 0.5 * draws[1, i]
+        rotation = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        scale = np.diag([1 + 0.3 * draws[2, i], 1 + 0.3 * draws[3, i]])
+        inverse = np.linalg.inv(rotation @ np.array([[1, shear], [0, 1]]) @ scale)
+        for row in range(height):
+            for column in range(width):
+                right, down = inverse @ [column - (width - 1) / 2, row - (height - 1) / 2]
+                right, down = right + (width - 1) / 2, down + (height - 1) / 2
+                expected = np.zeros(2)
+                for y in (int(np.floor(down)), int(np.floor(down)) + 1):
+                    for z in (int(np.floor(right)), int(np.floor(right)) + 1):
+                        if 0 <= y < height and 0 <= z < width:
+                            expected += (1 - abs(down - y)) * (1 - abs(right - z)) * x[i, :, y, z].numpy()
+                np.testing.assert_allclose(out[i, :, row, column], expected, atol=1e-5)
+
+
+def test_bent_images_stay_bytes_and_zeros_background(images):
+    preprocess = Preprocess(rotate=20, shear=0.2, shift=1)
+    preprocess.fit(images)
+    assert preprocess.random
+    black = torch.zeros(4, 3, 5, 4, dtype=torch.uint8)
+    assert torch.equal(preprocess(black, training=True), preprocess(black, training=False))
+    hardly = Preprocess(normalize=False, scale=1e-6)
+    assert torch.equal(hardly(images, training=True), images.float().mul(1 / 255))  # rounded, not cut
+    assert torch.equal(hardly(images, training=False), images.float().mul(1 / 255))
+    first, again = (preprocess(images, True, torch.Generator().manual_seed(2)) for _ in range(2))
+    assert torch.equal(first, again) and not torch.equal(first, preprocess(images, training=False))
+
+
+def test_wrong_bends_are_refused():
+    with pytest.raises(SettingsError, match=r"preprocess\.rotate=200: it is from 0 to 180"):
+        Preprocess(rotate=200)
+    with pytest.raises(SettingsError, match=r"preprocess\.scale=1\.0: it is from 0 to 0\.9"):
+        Preprocess(scale=1.0)
+    with pytest.raises(SettingsError, match=r"preprocess\.shear=-0\.1"):
+        Preprocess(shear=-0.1)
+    with pytest.raises(SettingsError, match=r"rotate=5\.0, .* bend images \(N, C, H, W\), and these samples are 1-d"):
+        Preprocess(normalize=False, rotate=5)(torch.zeros(3, 4), training=True)
+
+
 def test_shifts_come_before_normalization_so_that_zeros_are_background(images):
     preprocess = Preprocess(shift=1)
     preprocess.fit(images)

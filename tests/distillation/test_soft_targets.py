@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +20,10 @@ from frugal import artefact
 from frugal.data.datamodule import ArrayDataModule
 from frugal.data.digits import Digits
 from frugal.data.preprocess import Preprocess
+from frugal.distillation.base import Cache
 from frugal.distillation.soft_targets import SoftTargets, divergence
 from frugal.distillation.teacher import Teacher, load_teacher
-from frugal.errors import SettingsError
+from frugal.errors import RefusedError, SettingsError
 
 TINY = ("measure=none", "trainer.max_epochs=1", "trainer.limit_train_batches=4", "trainer.threads=1")
 
@@ -141,6 +143,66 @@ def test_a_teacher_that_is_trained_first(tmp_path: Path) -> None:
     assert sum(first.time.ledger_s.values()) == pytest.approx(first.time.wall_s, rel=0.01)
     files = [(run_of(record, tmp_path) / "model.safetensors").read_bytes() for record in (first, again)]
     assert files[0] == files[1] and first.run.steps_executed == 4
+
+
+def test_the_teachers_time_is_in_a_bucket_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a teacher that sleeps through each batch; the student's steps are not charged for it."""
+
+    def sleep(x: Tensor) -> Tensor:
+        time.sleep(0.05)
+        return torch.zeros(len(x), 10)
+
+    monkeypatch.setattr("frugal.distillation.base.train_teacher", lambda *_: Teacher(nn.Flatten(), adapt=sleep))
+    for cache, asked in ((False, 6), (True, 21)):
+        words = [*TINY, "data.source.size=8", "model=lenet_300_100", "trainer.limit_train_batches=6"]
+        words += ["distillation=soft_targets", "distillation.teacher_model=linear", f"distillation.cache={cache}"]
+        ledger_s = frugal.run(words).time.ledger_s
+        assert 0.05 * asked <= ledger_s["distillation"] < 0.05 * asked + 0.3
+        assert ledger_s["train_step"] + ledger_s["warmup"] < 0.3
+
+
+@pytest.mark.parametrize("option", ["soft_targets", pytest.param("hidden", marks=pytest.mark.slow)])
+def test_what_the_teacher_said_is_kept(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sample is asked for once; the student learns what it would have learnt."""
+    digits = [*TINY, "data.source.size=8", "model=lenet_300_100", "trainer.max_epochs=2"]
+    teacher = run_of(frugal.run(digits), tmp_path)
+    asked: list[int] = []
+    original = Teacher.__call__
+    monkeypatch.setattr(Teacher, "__call__", lambda self, x: (asked.append(len(x)), original(self, x))[1])
+    layers = ["distillation.layers={layers.1: layers.1}"] if option == "hidden" else []
+    words = [*digits, f"distillation={option}", f"distillation.teacher={teacher}", "seed=1", *layers]
+    weights = []
+    for cache, times in ((False, 8), (True, 21)):
+        asked.clear()
+        record = frugal.run([*words, f"distillation.cache={cache}"])
+        assert len(asked) == times
+        weights.append(artefact.read(run_of(record, tmp_path))[0])
+    figures = record.techniques["distillation"]
+    size = {"soft_targets": 10, "hidden": 300}[option]
+    assert figures["cached_samples"] == sum(asked) and figures["cache_bytes"] == sum(asked) * size * 4
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_by_the_bytes_of_the_input() -> None:
+    cache = Cache()
+    cache.keep(torch.tensor([[3, 4, 0], [5, 0, 0]]), [torch.tensor([[1.0], [2.0]])])
+    cache.keep(torch.tensor([[6, 7]]), [torch.tensor([[3.0]])])
+    (found,) = cache.find(torch.tensor([[6, 7, 0, 0], [3, 4, 0, 0]])) or []  # a text with more padding is the same
+    assert found.tolist() == [[3.0], [1.0]] and cache.bytes == 12
+    assert cache.find(torch.tensor([[3, 4], [8, 9]])) is None
+
+
+def test_what_cannot_be_kept() -> None:
+    words = [*TINY, "distillation=soft_targets", "distillation.teacher_model=lenet_300_100", "distillation.cache=true"]
+    with pytest.raises(RefusedError, match=r"^distillation\.cache=true: inputs are augmented"):
+        frugal.run([*words, "preprocess=shifts"])
+    with pytest.raises(RefusedError, match=r"^distillation\.cache=true: language_modeling has outputs of"):
+        frugal.run([*words, "data=pydocs", "data.batch_size=4", "data.block_size=16"])
+    with pytest.raises(SettingsError, match=r"^distillation\.cache=true: needs one of Frugal's data modules"):
+        Trainer(callbacks=[SoftTargets("it", cache=True)], logger=False, enable_checkpointing=False).fit(
+            Pairs(), DataLoader([(X, Y)], batch_size=None)
+        )
 
 
 def test_of_text(tmp_path: Path) -> None:

@@ -72,6 +72,17 @@ def test_lenet5_has_no_activation_after_convolutions() -> None:
         assert torch.equal(network(-torch.ones(1, *MNIST)), torch.zeros(1, 10))
 
 
+def test_lenet5_computes_the_same_with_channels_last() -> None:
+    torch.manual_seed(0)
+    network, x = LeNet5(MNIST, 10), torch.randn(4, *MNIST)
+    last = LeNet5(MNIST, 10, channels_last=True)
+    last.load_state_dict(network.state_dict())
+    lain: list[torch.Tensor] = []
+    last.pool1.register_forward_hook(lambda _layer, _inputs, output: lain.append(output))
+    assert torch.allclose(last(x), network(x), atol=1e-5)
+    assert lain[0].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_lenet5_starts_as_caffe_does() -> None:
     torch.manual_seed(0)
     network = LeNet5(MNIST, 10)

@@ -41,6 +41,16 @@ def test_cosine_by_hand() -> None:
     assert rates(Cosine, 4, warmup=0.0)[0] == 1.0
 
 
+def test_a_cosine_begins_anew() -> None:
+    """Of ten steps one warms up, three and then two rounds of three follow: (1 + cos(pi k / n)) / 2 by hand."""
+    third, two_thirds = 0.75, 0.25
+    found = rates(Cosine, 10, lr=2.0, warmup=0.1, restarts=[0.4, 0.7])
+    assert found == pytest.approx([1.0, *3 * [2.0, 2 * third, 2 * two_thirds]])
+    assert rates(Cosine, 4, warmup=0.0, restarts=[0.75])[-1] == pytest.approx(1.0)  # a round of one step
+    with pytest.raises(SettingsError, match=r"^schedule\.restarts: 0\.4 does not come after 0\.5$"):
+        Cosine(optimizer(), 10, restarts=[0.5, 0.4])
+
+
 def test_warmup_stable_decay_by_hand() -> None:
     assert rates(WarmupStableDecay, 10, warmup=0.2, decay=0.3) == pytest.approx(
         [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 3 / 4, 2 / 4, 1 / 4]

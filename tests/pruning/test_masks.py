@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from frugal.errors import SettingsError
+from frugal.pruning.gradual import GradualPruning
 from frugal.pruning.masks import (
     add_masks,
     bake,
@@ -22,6 +24,13 @@ from frugal.pruning.masks import (
     remove_masks,
     weight_of,
 )  # fmt: skip
+from frugal.pruning.n_m import NMPruning
+from frugal.pruning.structured import StructuredPruning
+from frugal.quantization.codebook import Codebook
+from frugal.quantization.qat_int8 import QATInt8
+from frugal.quantization.rate import Rate
+from frugal.quantization.weight_int4 import WeightInt4
+from frugal.technique import Technique
 
 
 def tiny() -> nn.Sequential:
@@ -139,3 +148,43 @@ def test_values_by_layer() -> None:
         per_layer([0.1, 0.2], layers, 0.5, "pruning.densities")
     with pytest.raises(SettingsError, match=r"^pruning\.densities: no layer is called fc1; there are layers\.1"):
         per_layer({"fc1": 0.1}, layers, 0.5, "pruning.densities")
+
+
+def test_a_mask_comes_before_what_quantizes_whichever_was_first() -> None:
+    """In a Trainer of one's own callbacks may stand the other way round: no momentum brings a weight back."""
+    network = tiny()
+    technique = QATInt8()
+    technique.prepare(network)
+    mask = add_masks(network)["0"]
+    steps = network[0].parametrizations["weight"]
+    assert [type(step).__name__ for step in steps] == ["Mask", "FakeQuantizer"]
+    steps[1].active.fill_(True)
+    mask.mask[1, 2] = False  # the largest, -6
+    assert masked_weight(network[0]).tolist() == [[1.0, -2.0, 3.0], [-4.0, 5.0, 0.0]]
+    assert weight_of(network[0])[1].tolist() == pytest.approx([-4.0, 5.0, 0.0], abs=5 / 127)
+    technique.finalize(network, [])
+    assert network[0].weight[1, 2] == 0 and network[0].weight[1, 1] == 5.0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GradualPruning(density=0.5),
+        lambda: NMPruning(1, 2),
+        lambda: StructuredPruning(density=0.5),
+        lambda: WeightInt4(group=None, clip="mse"),
+        lambda: QATInt8(),
+        lambda: Codebook(bits=2),
+        lambda: Rate(largest=7, step=0.5),
+    ],
+)
+def test_finishing_twice_changes_nothing(make: Callable[[], Technique]) -> None:
+    torch.manual_seed(0)
+    network, technique = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), make()
+    batches = [torch.randn(4, 6)]
+    once = technique.finalize(network, batches)
+    expected, said = {name: value.clone() for name, value in once.state_dict().items()}, technique.figures()
+    again = technique.finalize(once, batches)
+    assert set(again.state_dict()) == set(expected) and technique.figures() == said
+    for name, value in again.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=0)

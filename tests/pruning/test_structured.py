@@ -20,7 +20,7 @@ from frugal.models.lenet5 import LeNet5
 from frugal.models.resnet20 import ResNet20
 from frugal.models.text_encoder import TextEncoder
 from frugal.pruning.masks import masks_of, weight_of
-from frugal.pruning.structured import StructuredPruning, cut, find_units, importance, reshape
+from frugal.pruning.structured import StructuredPruning, cut, find_units, importance, reshape, rounded
 
 pytest.importorskip("torch_pruning")
 
@@ -92,13 +92,37 @@ def test_the_smaller_network_computes_what_the_masked_one_did(name: str) -> None
 
 
 def test_a_third_of_the_multiply_adds() -> None:
-    pruning, network = StructuredPruning(macs=0.33), LeNet5([1, 28, 28], 10)
+    pruning, network = StructuredPruning(macs=0.33, round_to=1), LeNet5([1, 28, 28], 10)
     before = count_flops(network, images()).forward
     smaller = pruning.finalize(network, [images()])
     assert 0.3 < count_flops(smaller, images()).forward / before <= 0.33
     assert pruning.figures()["macs"][1] * 2 * 2 == before == 2 * 2 * 2_293_000  # Caffe's LeNet has 2.3 million
     with pytest.raises(RunError, match=r"^pruning\.macs=0\.0001: with one unit in each layer"):
         StructuredPruning(macs=0.0001).finalize(LeNet5([1, 28, 28], 10), [images()])
+
+
+@pytest.mark.parametrize(
+    ("number", "multiple", "most", "wanted"),
+    [(11, 1, 20, 11), (11, 8, 20, 8), (12, 8, 20, 16), (3, 8, 20, 8), (20, 8, 20, 20), (3, 8, 15, 3), (3, 8, 16, 8)],
+)
+def test_rounded_numbers_of_units(number: int, multiple: int, most: int, wanted: int) -> None:
+    assert rounded(number, multiple, most) == wanted
+
+
+def test_units_by_eights() -> None:
+    """Kept to the multiply-adds as well: 8 * 14,400 + 8 * 32 * 1,600 + 16 * 32 * 288 + 10 * 288 = 675,136."""
+    pruning = StructuredPruning(macs=0.33)
+    pruning.finalize(LeNet5([1, 28, 28], 10), [images()])
+    units = {name: kept for name, (kept, _) in pruning.figures()["units"].items()}
+    assert units == {"conv1": 8, "conv2": 32, "fc1": 288}
+    assert pruning.figures()["macs"] == [675_136, 2_293_000]
+    tiny = StructuredPruning(macs=0.05)  # more than is left with eights
+    tiny.finalize(LeNet5([1, 28, 28], 10), [images()])
+    assert tiny.figures()["units"]["conv1"][0] < 8 and tiny.figures()["macs"][0] <= 0.05 * 2_293_000
+    with pytest.raises(SettingsError, match=r"^pruning\.round_to=0: the least value is 1"):
+        StructuredPruning(round_to=0)
+    with pytest.raises(RunError, match=r"with 16 units \(pruning\.round_to\) in each layer"):
+        StructuredPruning(macs=0.01, round_to=16).finalize(LeNet5([1, 28, 28], 10), [images()])
 
 
 def test_by_layer_and_excluded() -> None:

@@ -37,6 +37,20 @@ def test_lloyd_goes_on_until_nothing_moves() -> None:
     assert table.tolist() == [pytest.approx(2.0), pytest.approx(7.95)] and codes.tolist() == [1, 1, 1, 2, 2]
 
 
+def test_few_rounds_stay_near_the_beginning() -> None:
+    """None: the even values 1 and 11, middle 6. One: means 4.2 and 8.6, middle 6.4: 6.2 changes. Two: 4.7 and 11."""
+    weight = torch.tensor([1.0, 5.8, 5.8, 6.2, 11.0])
+    for rounds, expected in ((0, [1.0, 11.0]), (1, [4.2, 8.6]), (2, [4.7, 11.0])):
+        table, codes = cluster(weight, 2, rounds=rounds)
+        assert table.tolist() == pytest.approx(expected)
+        assert codes.tolist() == [1, 1, 1, 1 if rounds else 2, 2]
+    assert Codebook(bits=1, rounds=0).finalize(nn.Sequential(layer_of([[1.0, 2.0, 9.0]])), [])[0].weight.tolist() == [
+        [1.0, 1.0, 9.0]
+    ]
+    with pytest.raises(SettingsError, match=r"^quantization\.rounds=-1: "):
+        Codebook(rounds=-1)
+
+
 def test_an_even_beginning_keeps_the_large_ones() -> None:
     """Many small weights and one large: by rank all centroids begin among the small."""
     weight = torch.cat([torch.linspace(1, 2, 99), torch.tensor([100.0])])

@@ -85,3 +85,18 @@ def test_a_language_model_computes_its_products_in_int8() -> None:
 def test_bad_settings_are_refused(words: dict[str, object], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         StaticInt8(**words)  # type: ignore[arg-type]
+
+
+def test_outputs_are_not_rounded_to_a_byte() -> None:
+    """One product with 600 outputs: more than 256 values among them, and no operator after it."""
+    import onnx
+
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 600)).eval()
+    x = torch.rand(16, 8)
+    quantized = StaticInt8().finalize(network, [x])
+    assert len(quantized(x).unique()) > 256
+    graph = onnx.load_from_string(quantized.content).graph
+    assert graph.node[-1].op_type == "Gemm" and graph.node[-1].output[0] == graph.output[0].name
+    names = {name for node in graph.node for name in node.input}
+    assert all(item.name in names for item in graph.initializer)  # the scale of the rounding went with it

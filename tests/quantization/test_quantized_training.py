@@ -47,6 +47,7 @@ X, Y = torch.randn(24, 6, generator=torch.Generator().manual_seed(0)), torch.ara
 MAKE = {
     "qat_int8": lambda: QATInt8(begin=2),
     "qat_int4": lambda: QATInt4(begin=2, group=3),
+    "learned": lambda: QATInt4(begin=2, levels=7, scale="learned", bias_levels=15),
     "codebook": lambda: Codebook(bits=2, begin=2),
     "rate": lambda: Rate(bits_weight=1e-3, begin=2, refresh=2, largest=3),
 }
@@ -78,7 +79,7 @@ def fit(
 def test_it_begins_when_it_should_and_keeps_masks(option: str, adam: bool, tmp_path: Path) -> None:
     module, technique = Small(masked=True, adam=adam), MAKE[option]()
     fit(module, technique, tmp_path, 9)
-    values = {"qat_int8": 25, "qat_int4": 25, "codebook": 5, "rate": 7}[option]
+    values = {"qat_int8": 25, "qat_int4": 25, "learned": 7, "codebook": 5, "rate": 7}[option]
     assert module.seen[:2] == [25, 25] and all(seen <= values for seen in module.seen[2:])  # 24 weights and zero
     assert module.seen[-1] > 1 and technique.first_step == 2
     network = technique.finalize(module.network, [])
@@ -106,7 +107,7 @@ def test_a_resume_is_exact(option: str, cut: int, tmp_path: Path) -> None:
     assert torch.equal(network[0].weight, resumed.network[0].weight)
 
 
-@pytest.mark.parametrize("option", ["qat_int4", "rate"])
+@pytest.mark.parametrize("option", ["qat_int4", "learned", "rate"])
 def test_a_resume_with_an_average_of_weights_is_exact(option: str, tmp_path: Path) -> None:
     found = []
     for parts in ([7], [4, 7]):

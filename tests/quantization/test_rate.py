@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
+from frugal.coding import cosine
 from frugal.coding.encoding import encodings_of
 from frugal.errors import SettingsError
 from frugal.quantization.rate import PricedWeights, Rate, Stepped, step_gradient_scale
@@ -69,6 +71,51 @@ def test_steps_and_their_gradients() -> None:
     assert float(log_step.grad) == pytest.approx(by_hand, rel=1e-5)
 
 
+def test_waves_cost_what_they_are_and_weights_get_their_share() -> None:
+    """Codes and derivatives of waves are those of plain weights that are as large; a step against a derivative by the
+    weights is one against that by the waves."""
+    numbers = torch.tensor([[1.2, 0.2, -2.2, 0.1], [-0.1, 0.4, 0.2, 0.3]])
+    plain = priced(numbers)
+    waves = PricedWeights(numbers, 3, 1.0, True, 99, waves=True)
+    waves.log_step.data.zero_()
+    waves.active.fill_(True)
+    weight = cosine.pixels(numbers)
+    waves.count(weight)
+    assert waves.rows.tolist() == [2, 0] and waves.columns.tolist() == [1, 0, 1, 0]
+    by_number, by_step = plain.derivatives(numbers)
+    by_weight, waves_by_step = waves.derivatives(weight)
+    torch.testing.assert_close(cosine.coefficients(by_weight), by_number, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(waves_by_step, by_step, rtol=1e-3, atol=0)
+    assert waves.bits(weight) == pytest.approx(plain.bits(numbers))
+    found = waves.encoding(weight)
+    assert found.waves and found.codes.tolist() == [[1, 0, -2, 0], [0, 0, 0, 0]]
+    torch.testing.assert_close(found.decode(), waves.quantize(weight).detach())
+    assert torch.equal(waves.encoding(found.decode()).codes, found.codes)
+
+
+def test_waves_are_of_square_images() -> None:
+    network = nn.Sequential(nn.Linear(9, 6), nn.ReLU(), nn.Linear(6, 2))
+    technique = Rate(waves=["0"], units={"0": 4})
+    technique.finalize(network, [])
+    found = encodings_of(network)
+    assert found["0.weight"].waves and not found["0.bias"].waves and not found["2.weight"].waves
+    with pytest.raises(SettingsError, match=r"quantization\.waves=\['2'\]: 2 has 6 inputs, which are no square image"):
+        Rate(waves=["2"]).prepare(nn.Sequential(nn.Linear(9, 6), nn.ReLU(), nn.Linear(6, 2)))
+    with pytest.raises(SettingsError, match=r"quantization\.waves"):
+        Rate(waves=["nothing"]).prepare(nn.Sequential(nn.Linear(9, 6)))
+    pruned = nn.Linear(9, 2)
+    parametrize.register_parametrization(pruned, "weight", nn.Identity())
+    with pytest.raises(SettingsError, match=r"quantization\.waves=\[''\]:  is pruned; waves have no such zeros"):
+        Rate(waves=[""]).prepare(pruned)
+
+
+def test_the_step_is_written_in_two_bytes() -> None:
+    quantizer = priced(WEIGHT, step=0.3)
+    found = quantizer.encoding(WEIGHT * 0.3)
+    assert found.codes.tolist() == [[1, 0, -2], [0, 0, 0]]
+    assert found.scale == torch.tensor(0.3).bfloat16().float() and found.scale != torch.tensor(0.3)
+
+
 def test_units_that_are_never_used() -> None:
     layer = nn.Linear(4, 3)
     technique = Rate(units={"": 2}, step=0.5)
@@ -80,6 +127,10 @@ def test_units_that_are_never_used() -> None:
     layer(torch.ones(1, 4)).sum().backward()
     gradient = layer.parametrizations.weight.original.grad
     assert gradient[:2].all() and not gradient[2].any()
+    quantizer = technique.quantizers["weight"]
+    quantizer.count(torch.ones(3, 4))
+    assert quantizer.rows.tolist() == [4, 4] and quantizer.columns.tolist() == [2] * 4
+    assert quantizer.derivatives(torch.ones(3, 4))[0].shape == (2, 4)
 
 
 def test_what_is_written() -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import frugal
-from command import TINY, inside
+from command import inside
 from frugal import artefact, settings
 from frugal.compose import compose
 from frugal.data.california_housing import CaliforniaHousing
@@ -283,6 +283,7 @@ EFFECTS: dict[str, Callable[[Record, Path], bool]] = {
     "preprocess=none": lambda record, folder: record.config["preprocess"]["normalize"] is False,
     "preprocess=shifts": lambda record, folder: record.config["preprocess"]["shift"] == 2,
     "preprocess=crops": lambda record, folder: record.config["preprocess"]["flip"] is True,
+    "preprocess=affine": lambda record, folder: record.config["preprocess"]["rotate"] == 10,
     "preprocess=images": lambda record, folder: record.data["cleaning"] == {"train": {"duplicates": 1}},
     "preprocess=features": lambda record, folder: (
         sum(counts["broken"] for counts in record.data["cleaning"].values()) == 1
@@ -302,7 +303,7 @@ EFFECTS: dict[str, Callable[[Record, Path], bool]] = {
     "precision=fp16_true": lambda record, folder: dtypes(folder) == {torch.float16},
     "precision=fp64": lambda record, folder: dtypes(folder) == {torch.float64},
     "precision=tf32": lambda record, folder: record.fingerprint.precision == "32-true, tf32",
-    "precision=fp8": lambda record, folder: record.techniques["precision"]["float8"] == ["layers.1", "layers.3"],
+    "precision=fp8": lambda record, folder: record.fingerprint.precision == "fp8, emulated",
     "compile=default": lambda record, folder: record.techniques["compile"]["graphs"] > 0,
     "compile=max_autotune": lambda record, folder: record.techniques["compile"]["mode"] == "max-autotune",
     "compile=cuda_graphs": lambda record, folder: record.techniques["compile"]["mode"] == "reduce-overhead",
@@ -329,6 +330,14 @@ EFFECTS: dict[str, Callable[[Record, Path], bool]] = {
     "quantization=dynamic_int8": lambda record, folder: (
         (folder / "model.onnx").is_file() and record.techniques["quantization"]["quantized"] == {"MatMulInteger": 3}
     ),
+    "quantization=fp8": lambda record, folder: record.techniques["quantization"]["emulated"] is True,
+    "deploy=onnx": lambda record, folder: (
+        (folder / "model.onnx").is_file() and record.techniques["deploy"]["largest_difference"] < 1e-4
+    ),
+    "deploy=torch_export": lambda record, folder: (
+        (folder / "model.pt2").is_file() and record.techniques["deploy"]["largest_difference"] < 1e-4
+    ),
+    "deploy=safetensors": lambda record, folder: (folder / "model.safetensors").is_file(),
     "coding=zstd": coded(1),
     "coding=huffman": coded(2),
     "coding=entropy": coded(3),
@@ -346,6 +355,29 @@ EFFECTS: dict[str, Callable[[Record, Path], bool]] = {
     "pruning=structured": lambda record, folder: (
         record.techniques["pruning"]["status"] == "converted"
         and record.size.parameters == record.techniques["pruning"]["parameters"][0] < 235_146 * 0.6
+    ),
+    "experiment=han2015": lambda record, folder: (
+        record.size.nonzero_parameters == 22_186 and pruned(at=[4, 5, 7], prunings=3)(record, folder)
+    ),
+    "experiment=han2016": lambda record, folder: coded(2)(record, folder) and quantized(whole=65)(record, folder),
+    "experiment=tiny_lenet_pruned": lambda record, folder: (
+        coded(3)(record, folder) and quantized(whole=7, begin_step=4, bias_levels=15)(record, folder)
+    ),
+    "experiment=tiny_lenet": lambda record, folder: (
+        coded(3)(record, folder)
+        and record.size.parameters == 266_610
+        and record.techniques["distillation"]["teacher"]["source"] == "model=patch_cnn"
+        and {name: int(w.any(1).sum()) for name, w in artefact.read(folder)[0].items() if w.ndim > 1}
+        == {"layers.1.weight": 3, "layers.3.weight": 2, "layers.5.weight": 10}
+    ),
+    "experiment=compression_tour": lambda record, folder: (
+        record.techniques == {} and record.run.experiment == "compression_tour" and record.size.parameters == 266_610
+    ),
+    "experiment=tiny_lenet5": lambda record, folder: (
+        coded(3)(record, folder)
+        and record.size.parameters == 431_080
+        and {name: int(w.flatten(1).any(1).sum()) for name, w in artefact.read(folder)[0].items() if w.ndim > 1}
+        == {"conv1.weight": 2, "conv2.weight": 2, "fc1.weight": 2, "fc2.weight": 10}
     ),
     "debug=one_batch": lambda record, folder: record.run.steps_executed == 1,
     "debug=overfit": lambda record, folder: record.quality["train/accuracy"] > 0.9,
@@ -405,9 +437,15 @@ BESIDE = {
     "distillation=hidden": ["distillation.teacher_model=lenet_300_100", "distillation.teacher_epochs=1"],
     "pruning=magnitude": ["data=mnist", "model=lenet_300_100", "pruning.densities=[0.08,0.09,0.26]"],
     "pruning=lottery": ["pruning.control=reinitialized"],
-    "precision=fp8": ["precision.emulate=true"],
+    "precision=fp8": ["quantization.emulate=true"],
     "budget=seconds": ["budget.seconds=0.3"],
     "callbacks=early_stopping": ["trainer.max_epochs=150", "optim.lr=1e-12"],
+    "experiment=han2015": ["data.batch_size=8"],  # eight steps of the stand-in's images
+    "experiment=han2016": ["data.batch_size=8"],
+    "experiment=tiny_lenet_pruned": ["data.batch_size=8", "pruning.densities=[0.001,0.01,0.1]"],  # soon coded
+    "quantization=fp8": ["quantization.emulate=true"],
+    "experiment=tiny_lenet": ["distillation.teacher_epochs=1", "quantization.units={layers.1:3,layers.3:2}"],
+    "experiment=tiny_lenet5": ["distillation.teacher_epochs=1", "quantization.units={conv1:2,conv2:2,fc1:2}"],
     "measure=standard": ["measure.batches=[1]"],
     "measure=thorough": ["measure.batches=[1]"],
 }
@@ -425,6 +463,8 @@ MARKS = {
     "logger=tensorboard": [pytest.mark.tensorboard],
     "logger=mlflow": [pytest.mark.mlflow],
     "logger=many": [pytest.mark.wandb, pytest.mark.tensorboard, pytest.mark.mlflow],
+    "deploy=onnx": [pytest.mark.onnx],
+    "quantization=fp8": [pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")],
     "measure=standard": [pytest.mark.slow, pytest.mark.onnx],
     "measure=thorough": [pytest.mark.slow, pytest.mark.onnx],
 }
@@ -485,7 +525,7 @@ def test_a_file_begins_with_what_it_is_and_a_command_that_composes(path: Path) -
     assert len(said) >= 2, "a comment: what it is, then a command to run it"
     assert not said[0].startswith("frugal ") and len(said[0]) > 15
     (command,) = [line for line in said if line.startswith("frugal ")]
-    _, verb, *words = shlex.split(command)
+    _, verb, *words = (word for word in shlex.split(command) if word != "-m")  # the lists are in the file
     assert verb in ("train", "evaluate", "predict")
     if verb != "train":
         words = [f"source={words[0]}", *words[1:]]

@@ -212,7 +212,8 @@ class Checkpoints(Lean, Checkpoint):
 
 @contextlib.contextmanager
 def leaving_with_a_checkpoint(checkpoints: Checkpoints) -> Iterator[None]:
-    """While training, Ctrl-C, SIGTERM or SIGUSR1 ends the run after the step under way, with a checkpoint; another at once."""
+    """While training, Ctrl-C, SIGTERM or SIGUSR1 ends the run after the step under way, with a checkpoint; a second
+    one at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from frugal.coding import cosine
 from frugal.errors import RunError
 from frugal.measure.size import plain_weights
 
@@ -21,11 +22,14 @@ class Encoding:
         scale: float32; () for the tensor, (O,) by output channel (the first dimension), or (O, groups) for groups of
             consecutive inputs, all of one size. None: 1.
         table: float32 (K,); code i >= 1 stands for table[i - 1]. None: a code stands for itself.
+        waves: whether the numbers of a row are of waves, which together make its pixels (`frugal.coding.cosine`); the
+            pixels are whole numbers then, and the scale is of them: 2^-24 of that of the waves.
     """
 
     codes: Tensor
     scale: Tensor | None = None
     table: Tensor | None = None
+    waves: bool = False
 
     def fault(self) -> str | None:
         """What no weight follows from, or None."""
@@ -46,11 +50,18 @@ class Encoding:
                 return f"its table has {self.table.ndim} dimensions"
             if self.codes.numel() and not 0 <= int(self.codes.min()) <= int(self.codes.max()) <= len(self.table):
                 return f"codes are not from 0 to {len(self.table)}, its table's length"
+        if self.waves:
+            if self.table is not None or (self.scale is not None and self.scale.ndim > 1):
+                return "numbers of waves have neither a table nor groups"
+            if len(shape) < 2 or not self.codes.numel() or cosine.side(self.codes[0].numel()) is None:
+                return f"codes of shape {shape} are no rows of square images"
         return None
 
     def decode(self) -> Tensor:
         """The weight, float32: one product of floats at most for each, which IEEE 754 rounds alike everywhere."""
-        if self.table is None:
+        if self.waves:
+            values = cosine.to_pixels(self.codes).to(torch.float32)  # rounded to nearest where they have more bits
+        elif self.table is None:
             values = self.codes.to(torch.float32)
         else:
             values = torch.cat([self.table.new_zeros(1), self.table])[self.codes.long()]
@@ -59,7 +70,8 @@ class Encoding:
             values = (values.reshape(*groups.shape[:2], -1) * groups).reshape(self.codes.shape)
         elif self.scale is not None:
             values = values * self.scale
-        return torch.where(self.codes == 0, torch.zeros_like(values), values)  # not -0.0, nor 0 times infinity
+        zero = values == 0 if self.waves else self.codes == 0
+        return torch.where(zero, torch.zeros_like(values), values)  # not -0.0, nor 0 times infinity
 
     def matches(self, weight: Tensor) -> bool:
         """Whether the weight is this one's, bit for bit; a zero's sign is not looked at."""

@@ -1,7 +1,8 @@
 """Whole numbers in a safetensors file: what `coding=none` writes in place of a quantized weight.
 
 Under the weight's name its codes in the smallest integer type, or two to a byte where they have four bits (uint8, which
-nothing else here is); `NAME.scale` and `NAME.table` beside it.
+nothing else here is); `NAME.scale` and `NAME.table` beside it, and an empty `NAME.waves` where they are numbers of
+waves.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from frugal.coding.encoding import Encoding
 from frugal.coding.tensors import Layout
 
 SMALLEST = ((2**7, torch.int8), (2**15, torch.int16), (2**31, torch.int32))
-BESIDE = ("scale", "table")
+BESIDE = ("scale", "table", "waves")
 
 
 def pack(encodings: Mapping[str, Encoding]) -> dict[str, Tensor]:
@@ -31,9 +32,10 @@ def pack(encodings: Mapping[str, Encoding]) -> dict[str, Tensor]:
             found[name] = flat[0::2] * 16 + flat[1::2]
         else:
             found[name] = codes.to(next(dtype for bound, dtype in SMALLEST if -bound <= low and high < bound))
-        for key in BESIDE:
-            if getattr(encoding, key) is not None:
-                found[f"{name}.{key}"] = getattr(encoding, key).contiguous()
+        waves = torch.empty(0, dtype=torch.uint8) if encoding.waves else None
+        for key, beside in (("scale", encoding.scale), ("table", encoding.table), ("waves", waves)):
+            if beside is not None:
+                found[f"{name}.{key}"] = beside.contiguous()
     return found
 
 
@@ -54,7 +56,8 @@ def unpack(state: Mapping[str, Tensor], layout: Layout | None) -> tuple[dict[str
             if codes.ndim != 1 or not 0 <= len(flat) - math.prod(shape) <= 1:
                 raise ValueError(f"{name} has {len(flat)} codes for {math.prod(shape)} weights")
             codes = flat[: math.prod(shape)].reshape(shape)
-        encodings[name] = Encoding(codes.to(torch.int32), state.get(f"{name}.scale"), state.get(f"{name}.table"))
+        scale, table = state.get(f"{name}.scale"), state.get(f"{name}.table")
+        encodings[name] = Encoding(codes.to(torch.int32), scale, table, f"{name}.waves" in state)
         fault = encodings[name].fault()
         if fault is not None:
             raise ValueError(f"{name}: {fault}")

@@ -22,6 +22,7 @@ from frugal.coding.encoding import Encoding
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 Array = np.ndarray[Any, Any]
 
+WAVES = 4  # added to the dimensions of a scale where codes are numbers of waves
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -201,9 +202,13 @@ def _values(body: Body, kind: Kind, dtype: torch.dtype, given: Tensor, count: in
 def _encoding(body: Body, shape: tuple[int, ...], given: Encoding | None) -> Encoding:
     scale, table = (given.scale, given.table) if given is not None else (None, None)
     with body.part("tables"):
-        dims = body.number(0 if scale is None else scale.ndim + 1)
+        form = 0 if scale is None else scale.ndim + 1
+        form = body.number(form + WAVES if given is not None and given.waves else form)
+        waves, dims = form >= WAVES, form % WAVES
+        if form >= 2 * WAVES:
+            raise ValueError("a scale of too many dimensions")
         if dims:
-            if dims > 3 or (dims > 1 and not shape):
+            if dims > 1 and not shape:
                 raise ValueError("a scale of too many dimensions")
             size = [shape[0]] if dims > 1 else []
             if dims == 3:
@@ -225,7 +230,7 @@ def _encoding(body: Body, shape: tuple[int, ...], given: Encoding | None) -> Enc
         array = body.codes(array, shape)
     if array.size and not -(2**31) <= int(array.min()) <= int(array.max()) < 2**31:
         raise ValueError("codes of more than 32 bits")
-    encoding = Encoding(torch.from_numpy(array.astype(np.int32)).reshape(shape), scale, table)
+    encoding = Encoding(torch.from_numpy(array.astype(np.int32)).reshape(shape), scale, table, waves)
     fault = encoding.fault()
     if fault:
         raise ValueError(fault)

@@ -3,13 +3,14 @@ normalization and augmentation."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import affine_grid, grid_sample, pad
 
 from frugal.data import array_cleaning
 from frugal.data.sampler import Part
@@ -27,6 +28,10 @@ class Preprocess:
     `shift` moves each training image by up to so many pixels, whole ones, in both directions; zeros come in. `flip`
     mirrors each training image, left to right, with probability 1/2.
 
+    `rotate`, `scale` and `shear` bend each training image by an affine map about its centre, each drawn evenly from
+    minus to plus so much: degrees; a share of the size, for height and width apart; pixels to the side for each pixel
+    up. Between pixels the result is linear, outside the image is zero. This is done before `shift`.
+
     `duplicates` drops training samples that are equal to an earlier one, target included. `broken` says what becomes of
     samples with NaN or infinity: refuse the data set, drop them, or keep them. `target` gives a regression's targets a
     mean and a deviation too, in `target_mean` and `target_std`, which are 0 and 1 otherwise.
@@ -43,15 +48,22 @@ class Preprocess:
         duplicates: bool = False,
         broken: Literal["refuse", "drop", "keep"] = "refuse",
         target: bool = False,
+        rotate: float = 0.0,
+        scale: float = 0.0,
+        shear: float = 0.0,
     ) -> None:
         if per not in ("dataset", "channel", "feature"):
             raise SettingsError(f"preprocess.per={per!r}: it is dataset, channel or feature")
         if shift < 0:
             raise SettingsError(f"preprocess.shift={shift}: it is 0 or more pixels")
+        for key, value, most in (("rotate", rotate, 180), ("scale", scale, 0.9), ("shear", shear, 10)):
+            if not 0 <= value <= most:
+                raise SettingsError(f"preprocess.{key}={value}: it is from 0 to {most}")
         if broken not in ("refuse", "drop", "keep"):
             raise SettingsError(f"preprocess.broken={broken!r}: it is refuse, drop or keep")
         self.normalize, self.per, self.shift, self.flip = normalize, per, shift, flip
         self.duplicates, self.broken, self.target = duplicates, broken, target
+        self.rotate, self.scale, self.shear = float(rotate), float(scale), float(shear)
         self.counts: dict[str, dict[str, int]] = {}  # split -> what was looked for -> samples
         self.mean: list[float] = []  # in the units of the stored samples; one a channel or feature where `per` says so
         self.std: list[float] = []
@@ -66,7 +78,11 @@ class Preprocess:
     @property
     def random(self) -> bool:
         """Whether training batches take random draws."""
-        return self.shift > 0 or self.flip
+        return self.shift > 0 or self.flip or self._bends
+
+    @property
+    def _bends(self) -> bool:
+        return max(self.rotate, self.scale, self.shear) > 0
 
     def clean(self, splits: dict[str, Split], names: Sequence[str] | None = None) -> dict[str, Split]:
         """The splits without what is to be dropped; what was looked for is counted in `counts`, by split.
@@ -131,6 +147,8 @@ class Preprocess:
         """Float32 of the shape of `x`. Draws come from `generator`, or from torch's own of the device; where `x` is a
         `part` of a batch, those that its samples would get in the whole."""
         part = part or Part(0, len(x), len(x))
+        if training and self._bends:
+            x = self._bent(x, generator, part)
         if training and self.shift:
             x = self._shifted(x, generator, part)
         if training and self.flip:
@@ -169,6 +187,24 @@ class Preprocess:
         else:
             self._ready[x.device] = torch.from_numpy(scale).float().reshape(shape).to(x.device), offset
         return self._ready[x.device]
+
+    def _bent(self, x: Tensor, generator: torch.Generator | None, part: Part) -> Tensor:
+        """Each image (C, H, W) scaled, then sheared, then rotated about its centre; bytes stay bytes."""
+        _check_images(x, f"preprocess.rotate={self.rotate}, scale={self.scale}, shear={self.shear} bend")
+        n, _, height, width = x.shape
+        draws = torch.rand(4, part.samples, device=x.device, generator=generator)[:, part.begin : part.end] * 2 - 1
+        angle, shear = draws[0] * math.radians(self.rotate), draws[1] * self.shear
+        across, down = 1 + draws[2] * self.scale, 1 + draws[3] * self.scale
+        # `grid_sample` wants where each pixel comes from: the inverse, in halves of width and height
+        cos, sin = angle.cos(), angle.sin()
+        inverse = torch.zeros(n, 2, 3, device=x.device)
+        inverse[:, 0, 0] = (cos + shear * sin) / across
+        inverse[:, 0, 1] = (sin - shear * cos) / across * (height / width)
+        inverse[:, 1, 0] = -sin / down * (width / height)
+        inverse[:, 1, 1] = cos / down
+        grid = affine_grid(inverse, list(x.shape), align_corners=False)
+        bent = grid_sample(x.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return bent if x.dtype.is_floating_point else bent.round_().to(x.dtype)
 
     def _shifted(self, x: Tensor, generator: torch.Generator | None, part: Part) -> Tensor:
         """Each image (C, H, W) at its own place in a frame of zeros."""

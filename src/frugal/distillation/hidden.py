@@ -35,18 +35,21 @@ class Hidden(Distillation):
         seed: of the projections' first values.
     """
 
+    per_sample = ("classification", "regression")  # of texts features have other lengths
+
     def __init__(
         self,
         teacher: str | None = None,
         teacher_model: str | None = None,
         teacher_epochs: int = 5,
         teacher_overrides: list[str] | tuple[str, ...] = (),
+        cache: bool = False,
         layers: dict[str, str] | None = None,
         weight: float = 1.0,
         distance: Distance = "mse",
         seed: int = 0,
     ) -> None:
-        super().__init__(teacher, teacher_model, teacher_epochs, teacher_overrides)
+        super().__init__(teacher, teacher_model, teacher_epochs, teacher_overrides, cache)
         if not (weight >= 0 and math.isfinite(weight)):
             raise SettingsError(f"distillation.weight={weight}: is 0 or above")
         self.pairs = dict(layers or {LAST: LAST})
@@ -73,17 +76,20 @@ class Hidden(Distillation):
         pl_module.add_module("projections", nn.ModuleList(self.projections))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
         assert self.teacher is not None
         self._own = [Tap(network_of(pl_module), name, "student") for name in self.pairs]
         self._its = [Tap(self.teacher.network, name, "teacher") for name in self.pairs.values()]
+        super().on_train_start(trainer, pl_module)
 
-    def loss(self, criterion: Any, output: Tensor, target: Tensor, x: Tensor) -> Tensor:
+    def ask(self, x: Tensor) -> list[Tensor]:
         assert self.teacher is not None
         self.teacher(x)
+        return [tap.take() for tap in self._its]
+
+    def loss(self, criterion: Any, output: Tensor, target: Tensor, said: list[Tensor]) -> Tensor:
         total = criterion(output, target)
-        for projection, own, its in zip(self.projections, self._own, self._its, strict=True):
-            one, other = aligned(own.take(), its.take())
+        for projection, own, its in zip(self.projections, self._own, said, strict=True):
+            one, other = aligned(own.take(), its)
             total = total + self.weight * distance(projection(one), other.to(one.dtype), target, self.distance)
         return total
 

@@ -32,19 +32,23 @@ class SoftTargets(Distillation):
         teacher_model: str | None = None,
         teacher_epochs: int = 5,
         teacher_overrides: list[str] | tuple[str, ...] = (),
+        cache: bool = False,
         temperature: float = 4.0,
         weight: float = 0.9,
     ) -> None:
-        super().__init__(teacher, teacher_model, teacher_epochs, teacher_overrides)
+        super().__init__(teacher, teacher_model, teacher_epochs, teacher_overrides, cache)
         if not (temperature > 0 and math.isfinite(temperature)):
             raise SettingsError(f"distillation.temperature={temperature}: needs to be above 0")
         if not 0 <= weight <= 1:
             raise SettingsError(f"distillation.weight={weight}: is 0 to 1")
         self.temperature, self.weight = temperature, weight
 
-    def loss(self, criterion: Any, output: Tensor, target: Tensor, x: Tensor) -> Tensor:
+    def ask(self, x: Tensor) -> list[Tensor]:
         assert self.teacher is not None
-        teacher = self.teacher(x).to(output.dtype).flatten(0, -2)
+        return [self.teacher(x)]
+
+    def loss(self, criterion: Any, output: Tensor, target: Tensor, said: list[Tensor]) -> Tensor:
+        teacher = said[0].to(output.dtype).flatten(0, -2)
         if teacher.shape != output.shape:
             raise SettingsError(
                 f"distillation.teacher: gives logits {tuple(teacher.shape)}, the student {tuple(output.shape)}"

@@ -111,7 +111,7 @@ def train_teacher(trainer: pl.Trainer, option: str, epochs: int, overrides: list
             " network, distillation.teacher=RUN"
         )
     begun = time.monotonic()
-    with _charged(trainer), torch.random.fork_rng(devices=[]):
+    with charge_of(trainer), torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(int(data.seed))
         module, nested = _fit(trainer, data, option, epochs, overrides)
     seen = {name: float(value) for name, value in nested.callback_metrics.items() if name.startswith("val/")}
@@ -157,6 +157,7 @@ def _fit(trainer: pl.Trainer, data: Any, option: str, epochs: int, overrides: li
     return module, nested
 
 
-def _charged(trainer: Any) -> contextlib.AbstractContextManager[None]:
+def charge_of(trainer: Any) -> contextlib.AbstractContextManager[None]:
+    """Charges the ledger's `distillation`, as often as it is entered; nothing where there is no ledger."""
     meter = next((callback for callback in trainer.callbacks if isinstance(callback, TimeLedger)), None)
     return contextlib.nullcontext() if meter is None else meter.ledger.charge("distillation")

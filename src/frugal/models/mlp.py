@@ -36,7 +36,7 @@ class MLP(nn.Module):
         """How `strategy=tensor_parallel` shares the layers out: by pairs, so that one sum serves two; a last layer
         without another after it is whole on each rank."""
         linear = [f"layers.{i}" for i, layer in enumerate(self.layers) if isinstance(layer, nn.Linear)]
-        plan = {}
+        plan: dict[str, str] = {}
         for first, second in zip(linear[::2], linear[1::2], strict=False):
             plan |= {first: "columns", second: "rows"}
         return plan

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
+from itertools import pairwise
 from typing import Any, Literal
 
 from torch import Tensor
@@ -44,19 +46,36 @@ class RunSchedule(LRScheduler, ABC):
 
 
 class Cosine(RunSchedule):
-    """Linear warm-up, then half a cosine down to `final` times the peak (Loshchilov and Hutter 2017)."""
+    """Linear warm-up, then half a cosine down to `final` times the peak; it begins anew at the peak at each of
+    `restarts`, fractions of the run (Loshchilov and Hutter 2017)."""
 
-    def __init__(self, optimizer: Optimizer, total_steps: int, warmup: float = 0.05, final: float = 0.0) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        warmup: float = 0.05,
+        final: float = 0.0,
+        restarts: list[float] | tuple[float, ...] = (),
+    ) -> None:
         _check_fraction("warmup", warmup)
         _check_fraction("final", final)
-        self.warmup_steps = round(warmup * max(1, total_steps))
+        total = max(1, total_steps)
+        self.warmup_steps = round(warmup * total)
         self.final = final
+        for earlier, later in pairwise([warmup, *restarts]):
+            _check_fraction("restarts", later)
+            if later <= earlier:
+                raise SettingsError(f"schedule.restarts: {later} does not come after {earlier}")
+        self.begins = [self.warmup_steps, *(round(fraction * total) for fraction in restarts)]
         super().__init__(optimizer, total_steps)
 
     def factor(self, step: int) -> float:
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
-        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        round_ = bisect_right(self.begins, step) - 1
+        begin = self.begins[round_]
+        end = [*self.begins, self.total_steps][round_ + 1]
+        progress = (step - begin) / max(1, end - begin)
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
 
 

@@ -49,7 +49,8 @@ Of all but language models:
     format=null                csv, or jsonl with the probabilities of all classes; null: by output's name, else csv
     batch_size=64
 
-RUN_OR_ARTEFACT is a run's folder, a .ckpt checkpoint or a .safetensors artefact. threads=N sets torch's threads.
+RUN_OR_ARTEFACT is a run's folder, a .ckpt checkpoint or an artefact (.safetensors, .frugal, .onnx, .pt2).
+threads=N sets torch's threads.
 """
 
 

@@ -77,6 +77,10 @@ class LotteryPruning(MaskPruning):
     def density_at(self, event: int, density: float) -> float:
         return density ** ((event + 1) / self.rounds)
 
+    def rewinds_until(self, trainer: Trainer) -> int:
+        """The step at which weights are set back for the last time."""
+        return self.events(trainer)[-1]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         length = self.events(trainer)[0]
         _shorten_schedules(trainer, pl_module, length)

@@ -99,7 +99,12 @@ def add_masks(network: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Mask
 
 
 def add_mask(layer: nn.Module, mask: Mask) -> None:
+    """Before what quantizes the weight, whichever was there first: scales are those of the weights that are left."""
     parametrize.register_parametrization(layer, "weight", mask.to(original(layer).device))  # type: ignore[union-attr]
+    parts: nn.ModuleList = layer.parametrizations["weight"]  # type: ignore[index, assignment]
+    ordered = sorted(parts, key=lambda part: getattr(part, "follows_masks", False))
+    for i, part in enumerate(ordered):
+        parts[i] = part
 
 
 def masks_of(network: nn.Module) -> dict[str, Mask]:

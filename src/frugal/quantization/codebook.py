@@ -16,7 +16,6 @@ from frugal.errors import SettingsError
 from frugal.pruning.masks import per_layer
 from frugal.quantization.fake import QuantizedTraining, Quantizer, Target
 
-ROUNDS = 300  # of k-means at most; it has settled long before
 Initialization = Literal["linear", "density"]
 Gradient = Literal["sum", "mean"]
 
@@ -34,6 +33,8 @@ class Codebook(QuantizedTraining):
         begin: when the weights are clustered: an optimizer step, a share of the run as "75%", or epochs as "8ep".
         initialization: where k-means begins: evenly over the range of the weights ("linear"), which keeps the few large
             ones, or over their ranks ("density").
+        rounds: of k-means at most. It settles within some hundred; after few that began evenly the values are still
+            nearly so, more weights share those near zero, and codes of several lengths take fewer bytes.
         gradient: a shared value's gradient is the sum of its weights' gradients, as in the paper, which asks for a
             smaller learning rate; or their mean, which moves it as far as a weight would have moved.
         exclude: module paths or shell patterns of layers that stay as they are.
@@ -46,6 +47,7 @@ class Codebook(QuantizedTraining):
         layer_bits: dict[str, int] | list[int] | None = None,
         begin: int | str = "75%",
         initialization: Initialization = "linear",
+        rounds: int = 300,
         gradient: Gradient = "mean",
         exclude: list[str] | tuple[str, ...] = (),
         embeddings: bool = False,
@@ -55,7 +57,9 @@ class Codebook(QuantizedTraining):
         for key, value in (("bits", bits), *(("layer_bits", value) for value in given)):
             if type(value) is not int or not 1 <= value <= 8:
                 raise SettingsError(f"quantization.{key}={value}: a shared value has 1 to 8 bits")
-        self.bits, self.layer_bits = bits, layer_bits or None
+        if rounds < 0:
+            raise SettingsError(f"quantization.rounds={rounds}: needs to be 0 or more")
+        self.bits, self.layer_bits, self.rounds = bits, layer_bits or None, rounds
         self.initialization, self.gradient = initialization, gradient
         self._bits: dict[str, int] = {}
 
@@ -67,7 +71,7 @@ class Codebook(QuantizedTraining):
 
     def make(self, target: Target) -> Quantizer:
         values = 2 ** self._bits[target.layer]
-        return SharedValues(target.leaf.detach(), values, self.initialization, self.gradient == "mean")
+        return SharedValues(target.leaf.detach(), values, self.initialization, self.gradient == "mean", self.rounds)
 
     def figures(self) -> dict[str, Any]:
         return {"bits": self._bits, **super().figures()}
@@ -81,15 +85,17 @@ class SharedValues(Quantizer):
 
     codes: Tensor
 
-    def __init__(self, like: Tensor, values: int, initialization: Initialization, mean: bool) -> None:
+    def __init__(
+        self, like: Tensor, values: int, initialization: Initialization, mean: bool, rounds: int = 300
+    ) -> None:
         super().__init__()
-        self.initialization, self.mean = initialization, mean
+        self.initialization, self.mean, self.rounds = initialization, mean, rounds
         self.table = nn.Parameter(like.new_zeros(values))
         self.register_buffer("codes", torch.zeros_like(like, dtype=torch.int16))
 
     @torch.no_grad()
     def start(self, weight: Tensor) -> None:
-        table, codes = cluster(weight, len(self.table), self.initialization)
+        table, codes = cluster(weight, len(self.table), self.initialization, self.rounds)
         self.table.copy_(table)
         self.codes.copy_(codes)
 
@@ -127,18 +133,20 @@ class PerMember(torch.autograd.Function):
         return gradient / members.clamp(min=1), None
 
 
-def cluster(weight: Tensor, values: int, initialization: Initialization = "linear") -> tuple[Tensor, Tensor]:
+def cluster(
+    weight: Tensor, values: int, initialization: Initialization = "linear", rounds: int = 300
+) -> tuple[Tensor, Tensor]:
     """k-means of the weights that are not 0: a table (values,) and the codes, int16 in the weight's shape; 0 is zero.
 
-    Lloyd's rounds until nothing moves, in double precision. A centroid in the middle between two others' weights takes
-    what is nearest; of two equally near ones the lower. One that nothing is nearest to stays where it began. As many
-    different weights as there are values, or fewer, are the table themselves.
+    Lloyd's rounds until nothing moves, `rounds` at most, in double precision. A centroid in the middle between two
+    others' weights takes what is nearest; of two equally near ones the lower. One that nothing is nearest to stays
+    where it began. As many different weights as there are values, or fewer, are the table themselves.
     """
     flat = weight.detach().flatten().double().cpu()
     ordered = flat[flat != 0].sort().values
     distinct = ordered.unique()
     few = len(distinct) <= values
-    centroids = distinct if few else _lloyd(ordered, _begin(ordered, values, initialization))
+    centroids = distinct if few else _lloyd(ordered, _begin(ordered, values, initialization), rounds)
     table = torch.cat([centroids, centroids.new_zeros(values - len(centroids))])
     codes = torch.zeros(flat.shape, dtype=torch.int16)
     if len(centroids):
@@ -154,9 +162,9 @@ def _begin(ordered: Tensor, values: int, initialization: Initialization) -> Tens
     return ordered[ranks.long()].unique()  # equal weights may fill many ranks
 
 
-def _lloyd(ordered: Tensor, centroids: Tensor) -> Tensor:
+def _lloyd(ordered: Tensor, centroids: Tensor, rounds: int) -> Tensor:
     sums = torch.cat([ordered.new_zeros(1), ordered.cumsum(0)])
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         # of sorted values a cluster is a stretch: its bounds are the middles between centroids
         bounds = torch.searchsorted(ordered, (centroids[1:] + centroids[:-1]) / 2, right=True)
         bounds = torch.cat([bounds.new_zeros(1), bounds, bounds.new_full((1,), len(ordered))])

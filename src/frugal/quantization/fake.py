@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
 from frugal.coding.encoding import Encoding, attach
-from frugal.errors import RunError, SettingsError
+from frugal.errors import RefusedError, RunError, SettingsError
 from frugal.pruning.base import network_of
 from frugal.pruning.masks import LAYERS, original, prunable
 from frugal.steps import Steps
@@ -161,6 +161,8 @@ def affine(weight: Tensor, scale: Tensor, largest: int) -> Encoding:
 
 def settle(network: nn.Module, targets: Iterable[Target], encodings: Mapping[str, Encoding]) -> None:
     """Make the parameters plain again, with the values that their encodings say, and keep those with the network."""
+    # files hold them row by row, whatever memory format the weight has
+    encodings = {name: replace(found, codes=found.codes.contiguous()) for name, found in encodings.items()}
     for target in targets:
         if parametrize.is_parametrized(target.module, target.name):
             parametrize.remove_parametrizations(target.module, target.name, leave_parametrized=True)
@@ -189,6 +191,8 @@ class Quantizer(nn.Module, ABC):
     """A parametrization of a weight that does nothing until `active`: a buffer, so that it goes with the state."""
 
     active: Tensor
+    follows_masks = True
+    outlives_units = True  # whether the values stay what they are when rows and columns are cut out of the weight
 
     def __init__(self) -> None:
         super().__init__()
@@ -287,6 +291,12 @@ class QuantizedTraining(Technique):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._targets = self.targets(network_of(pl_module))
         first = self.first_step = self.begin.resolve(trainer)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if first < (last := getattr(callback, "rewinds_until", lambda _: 0)(trainer)):
+                raise RefusedError(
+                    f"quantization.begin={self.begin}: is step {first}, and pruning=lottery sets weights back until"
+                    f" step {last}, quantized ones too; begin then or later"
+                )
         if trainer.global_step >= first:
             self.start(trainer)
             return
@@ -324,6 +334,7 @@ class QuantizedTraining(Technique):
             weight = _sound(target.plain, target.unquantized()).cpu()
             if not bool(quantizer.active):
                 quantizer.start(weight)
+                quantizer.active.fill_(True)
             encodings[target.plain] = quantizer.cpu().encoding(weight)
         settle(network, targets, encodings)
         return network
@@ -338,6 +349,7 @@ class FakeQuantizer(Quantizer):
     def __init__(self, largest: int, group: int | None) -> None:
         super().__init__()
         self.largest, self.group = largest, group
+        self.outlives_units = group is None  # other groups would be other scales
 
     def quantize(self, weight: Tensor) -> Tensor:
         scale = spread(scales(weight, self.largest, self.group), weight.shape)

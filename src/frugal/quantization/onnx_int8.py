@@ -15,10 +15,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from frugal.deploy.base import two_of
 from frugal.deploy.onnx_network import OnnxNetwork, export
 from frugal.errors import SettingsError
 from frugal.technique import Technique
 
+PAIR = ("DequantizeLinear", "QuantizeLinear")
 QUANTIZABLE = ("Conv", "Gemm", "MatMul", "Attention", "LSTM", "EmbedLayerNormalization", "Gather")
 
 
@@ -39,20 +41,21 @@ class OnnxInt8(Technique):
         given = list(batches)
         if not given:
             raise SettingsError("quantization: needs training inputs to calibrate with, and there are none")
-        example = given[0][:2] if len(given[0]) > 1 else given[0].expand(2, *given[0].shape[1:])
         with tempfile.TemporaryDirectory() as folder, _quiet():
             plain, prepared, target = (Path(folder) / name for name in ("plain.onnx", "prepared.onnx", "int8.onnx"))
-            plain.write_bytes(export(network, example.contiguous()))
+            plain.write_bytes(export(network, two_of(given[0])))
             quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
             excluded = self._excluded(prepared)
             self.quantize(prepared, target, given, excluded)
             self._figures = _what_was_quantized(prepared, target)
-            content = target.read_bytes()
+            content = _with_plain_outputs(target.read_bytes())
         if not self._figures["quantized"]:
             raise SettingsError(
                 "quantization: ONNX Runtime can quantize no layer of this network; choose quantization=none"
             )
-        return OnnxNetwork(content)
+        written = OnnxNetwork(content)
+        written.frugal_shapes = getattr(network, "frugal_shapes", {})
+        return written
 
     def figures(self) -> dict[str, Any]:
         return {"bits": 8, "status": "converted", "backend": "onnxruntime int8", **self._figures}
@@ -92,6 +95,33 @@ def _what_was_quantized(before: Path, after: Path) -> dict[str, Any]:
             else:
                 stayed.append(node.name)
     return {"quantized": quantized, "left": stayed}
+
+
+def _with_plain_outputs(content: bytes) -> bytes:
+    """The file without the rounding of its outputs to uint8: the last product of a network gives floats anyhow, more
+    exact ones, in one operator less."""
+    import onnx
+
+    model = onnx.load_from_string(content)
+    graph = model.graph
+    made_by = {output: node for node in graph.node for output in node.output}
+    users = [name for node in graph.node for name in node.input]
+    for output in graph.output:
+        restored = made_by.get(output.name)
+        rounded = made_by.get(restored.input[0]) if restored is not None else None
+        if restored is None or rounded is None or (restored.op_type, rounded.op_type) != PAIR:
+            continue
+        value = rounded.input[0]
+        maker = made_by.get(value)
+        if maker is None or users.count(value) > 1 or users.count(restored.input[0]) > 1 or output.name in users:
+            continue
+        graph.node.remove(restored)
+        graph.node.remove(rounded)
+        maker.output[list(maker.output).index(value)] = output.name
+        for item in list(graph.initializer):
+            if item.name in rounded.input[1:] and users.count(item.name) == 2:  # by these two alone
+                graph.initializer.remove(item)
+    return model.SerializeToString(deterministic=True)
 
 
 class _quiet:

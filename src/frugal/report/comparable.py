@@ -20,7 +20,7 @@ from frugal.report.units import one_line, significant
 STUDIED_BY = {
     "effective_batch": {"batch_size", "accumulate_grad_batches", "devices", "num_nodes"},
     "threads": {"threads", "num_threads"},
-    "precision": {"precision", "mode", "matmul", "float8"},
+    "precision": {"precision", "mode", "matmul", "emulate"},
     "device": {"accelerator", "devices", "num_nodes"},
 }
 FIELDS = tuple(field.name for field in dataclasses.fields(Fingerprint))

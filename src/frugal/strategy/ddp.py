@@ -1,5 +1,4 @@
-"""`strategy=ddp`: each rank holds the whole network and its part of the batch; gradients are averaged (Li et al. 2020).
-"""
+"""`strategy=ddp`: each rank holds the whole network and its part of the batch; gradients are averaged (Li et al. 2020)."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class Search(Sweeper):
         import optuna
 
         storage = f"sqlite:///{(folder / STATE).resolve()}"
-        directions = ["maximize" if objective.maximize else "minimize" for objective in objectives]
+        directions: Any = ["maximize" if objective.maximize else "minimize" for objective in objectives]
         study = optuna.create_study(study_name="search", storage=storage, directions=directions, load_if_exists=True)
         # A sampler is not part of the state: with the seed alone a continued search would draw as it did before.
         seed = int(self.config.sweep.seed) + len(study.get_trials(deepcopy=False))
