@@ -10,9 +10,11 @@ will be nobody knows, so that a share of them is refused.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
 from frugal.data.loaders import TrainLoader
 from frugal.errors import SettingsError
@@ -90,7 +92,7 @@ class Budget(Lean):
         self._step = trainer.global_step
         if self.unit == "seconds":
             self.ledger = self.ledger or ledger_of(trainer)
-            self._before = self._spent = self.ledger.fit_s()
+            self._before = self._spent = self._clock(trainer)
             self._follow(trainer)
             if trainer.global_step and self._spent >= self.amount:
                 trainer.should_stop = True
@@ -110,15 +112,22 @@ class Budget(Lean):
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        assert self.ledger is not None
-        now = self.ledger.fit_s()
+        now = self._clock(trainer)
         took, self._before, self._spent = now - self._before, now, now
         self._follow(trainer)
-        done = now + took > self.amount  # the next one would be as long as this one
-        if trainer.world_size > 1:  # no two clocks agree, and a rank that stops alone leaves the others waiting
-            done = trainer.strategy.reduce_boolean_decision(done, all=False)
-        if done:
+        if now + took > self.amount:  # the next one would be as long as this one
             trainer.should_stop = True
+
+    def _clock(self, trainer: Trainer) -> float:
+        """Seconds of training. Of several ranks rank 0's: no two clocks agree, a rank that stops alone leaves the others
+        waiting, and with learning rates of their own their weights would part."""
+        assert self.ledger is not None
+        now = self.ledger.fit_s()
+        if trainer.world_size > 1:
+            own = now if trainer.is_global_zero else 0.0
+            told = torch.tensor(own, dtype=torch.float64, device=trainer.strategy.root_device)
+            now = float(cast(Tensor, trainer.strategy.reduce(told, reduce_op="max")))
+        return now
 
     def _follow(self, trainer: Trainer) -> None:
         """Put the schedules where the clock is."""

@@ -55,6 +55,9 @@ def shard(
             f"strategy.cpu_offload=true: on a {device.type} the weights are in the host's memory already"
         )
     further: dict[str, Any] = {"offload_policy": CPUOffloadPolicy()} if cpu_offload else {}
+    for parameter in network.parameters():
+        if not parameter.is_contiguous():  # channels-last, which FSDP2 does not take
+            parameter.data = parameter.data.contiguous()
     for block in blocks(network):
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard_after_forward, **further)
     fully_shard(network, mesh=mesh, **further)

@@ -1,4 +1,4 @@
-"""`strategy=fsdp_tp`: ranks in a grid; along one side they share each layer's units out, along the other its weights."""
+"""`strategy=fsdp_tp`: ranks in a grid; along one side they share each layer's units, along the other its weights."""
 
 from __future__ import annotations
 
