@@ -119,8 +119,8 @@ class Budget(Lean):
             trainer.should_stop = True
 
     def _clock(self, trainer: Trainer) -> float:
-        """Seconds of training. Of several ranks rank 0's: no two clocks agree, a rank that stops alone leaves the others
-        waiting, and with learning rates of their own their weights would part."""
+        """Seconds of training. Of several ranks rank 0's: no two clocks agree, a rank that stops alone leaves the
+        others waiting, and with learning rates of their own their weights would part."""
         assert self.ledger is not None
         now = self.ledger.fit_s()
         if trainer.world_size > 1:
