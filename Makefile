@@ -48,8 +48,9 @@ format: $(STAMP)  ## format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP)  ## write docs/options.md anew from the comments of the options
+docs: $(STAMP)  ## write docs/options.md and docs/combinations.md anew from the options
 	@$(BIN)/python docs/generate.py
+	@$(BIN)/python docs/combinations.py
 
 clean:  ## remove .venv, caches and builds; logs and data stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import frugal
+import rank_jobs as jobs
 from frugal import ranks
 from frugal.compose import compose
 from frugal.errors import RunError, SettingsError
@@ -153,19 +155,13 @@ def test_torchrun_makes_one_record_a_job(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_under_torchrun_the_job_after_a_failed_one_runs(tmp_path: Path, rank: int) -> None:
-    sys.path.insert(0, str(Path(__file__).parent / "strategy"))
-    import json
-
-    import jobs
-
     home = jobs.make_home(tmp_path / "home")
     job = [*TINY, "strategy=fsdp", "trainer.devices=2", "trainer.max_epochs=1"]
     cases = [{"name": "fails", "words": job, "stop_at": 5, "stop_rank": rank}, {"name": "runs", "words": job}]
     (home / "cases.json").write_text(json.dumps(cases))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = command([*torchrun, str(Path(jobs.__file__)), "cases.json", "results.json"], home)
+    said = jobs.torchrun(2, home, "cases.json", "results.json")
     results = json.loads((home / "results.json").read_text())
-    assert "stopped by the test" in results["fails"]["error"], done.stderr
+    assert "stopped by the test" in results["fails"]["error"], said
     assert results["runs"]["error"] is None
 
 

@@ -238,7 +238,7 @@ def status_of(record: Record, network: nn.Module) -> Any:
     if encodings_of(network):  # of a file that is evaluated: nobody says which techniques made it
         return "simulated"
     zeros = sum(int((weight == 0).sum()) for weight in plain_weights(network).values() if weight.ndim >= 2)
-    return "masked" if record.techniques and zeros else "dense"
+    return "masked" if zeros and record.techniques.keys() - {"strategy", "compile"} else "dense"
 
 
 def record_time(record: Record, ledger: Ledger, fit: Fit | None = None) -> None:

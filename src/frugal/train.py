@@ -140,8 +140,9 @@ def execute(cfg: DictConfig, run: Run, ledger: Ledger) -> None:
             with ledger.charge("test"):
                 test(cfg, module, network, data, record)
                 keep_confusion(run, module, data)
-            if compiling:
-                record.techniques["compile"] = {"option": str(record.config["choices"].get("compile")), **compiling}
+            for chosen, figures in (("strategy", trained.strategy), ("compile", compiling)):
+                if figures:
+                    record.techniques[chosen] = {"option": str(record.config["choices"].get(chosen)), **figures}
             with ledger.charge("measure"):
                 measure_network(
                     record,
@@ -179,6 +180,7 @@ class Trained:
     fit: Fit
     flops: StepFlops | None
     adapters: dict[str, Any]
+    strategy: dict[str, Any]  # what its strategy did, for the record
 
 
 def train(
@@ -225,7 +227,9 @@ def train(
             fit.trainer.fit(module, datamodule=data, ckpt_path=continue_from, weights_only=True)
     if fit.trainer.interrupted:
         raise KeyboardInterrupt
-    return Trained(data, network, module, techniques, description, fit, flops, adapters)
+    figures = getattr(fit.trainer.strategy, "figures", None)
+    did = figures() if figures is not None else {}
+    return Trained(data, network, module, techniques, description, fit, flops, adapters, did)
 
 
 def follow(cfg: DictConfig, run: Run, group: ranks.Group) -> None:

@@ -212,6 +212,11 @@ def coded(number: int) -> Callable[[Record, Path], bool]:
     return check
 
 
+def shared_out(**expected: int) -> Callable[[Record, Path], bool]:
+    """Parameters of the network that a strategy shares out along each side of the mesh, here of one rank."""
+    return lambda record, folder: record.techniques["strategy"]["shared_out"] == expected
+
+
 EFFECTS: dict[str, Callable[[Record, Path], bool]] = {
     "model=simple_net": parameters(235_146),
     "model=lenet_300_100": parameters(266_610),
@@ -304,6 +309,10 @@ EFFECTS: dict[str, Callable[[Record, Path], bool]] = {
     "precision=fp64": lambda record, folder: dtypes(folder) == {torch.float64},
     "precision=tf32": lambda record, folder: record.fingerprint.precision == "32-true, tf32",
     "precision=fp8": lambda record, folder: record.fingerprint.precision == "fp8, emulated",
+    "strategy=ddp": shared_out(),
+    "strategy=fsdp": shared_out(data_parallel=6),
+    "strategy=tensor_parallel": shared_out(tensor_parallel=3),  # weight and bias of columns, the weight of rows
+    "strategy=fsdp_tp": shared_out(data_parallel=6, tensor_parallel=3),
     "compile=default": lambda record, folder: record.techniques["compile"]["graphs"] > 0,
     "compile=max_autotune": lambda record, folder: record.techniques["compile"]["mode"] == "max-autotune",
     "compile=cuda_graphs": lambda record, folder: record.techniques["compile"]["mode"] == "reduce-overhead",
@@ -420,6 +429,7 @@ BESIDE = {
     "data=csv_text": ["data.source.path=reviews.csv"],
     "data=image_folder": ["data.source.path=photos"],
     "data=array_file": ["data.source.path=mine.npz"],
+    "strategy=fsdp_tp": ["strategy.tensor_ranks=1"],
     "tokenizer=characters": LANGUAGE,
     "tokenizer=bytes": LANGUAGE,
     "tokenizer=bpe": [*LANGUAGE, "tokenizer.vocabulary=300"],

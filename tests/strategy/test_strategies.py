@@ -1,15 +1,12 @@
 """Several ranks train what one process trains: metrics, each parameter and the optimizer's state, in float64.
 
-One set of processes under torchrun does all the jobs of two ranks, another those of four (`jobs.py`): they fit,
+One set of processes under torchrun does all the jobs of two ranks, another those of four (`rank_jobs.py`): they fit,
 validate, test, are stopped, and go on, also on other strategies. What is expected comes from this process.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +15,8 @@ import pytest
 import torch
 
 import frugal
+import rank_jobs as jobs
 from frugal.record import Record
-
-sys.path.insert(0, str(Path(__file__).parent))
-import jobs
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +73,7 @@ class Done:
     def __init__(self, ranks: int, home: Path) -> None:
         self.ranks, self.home = ranks, home
         (home / "cases.json").write_text(json.dumps(cases(ranks)))
-        out = torchrun(ranks, home, str(Path(jobs.__file__)), "cases.json", "results.json")
+        out = jobs.torchrun(ranks, home, "cases.json", "results.json")
         self.results: dict[str, Any] = json.loads((home / "results.json").read_text())
         assert set(self.results) == {case["name"] for case in cases(ranks)}, out
 
@@ -87,14 +82,6 @@ class Done:
         assert result["error"] is None, result["error"]
         (folder,) = result["folders"]
         return Path(folder)
-
-
-def torchrun(ranks: int, home: Path, *command: str) -> str:
-    source = str(Path(frugal.__file__).parents[1])
-    env = {**os.environ, "FRUGAL_LOG_DIR": str(home / "logs"), "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    done = subprocess.run([*launcher, *command], cwd=home, env=env, capture_output=True, text=True, check=False)
-    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module", params=[2, 4])

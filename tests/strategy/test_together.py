@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import frugal
+import rank_jobs as jobs
 from frugal.record import Record
-
-sys.path.insert(0, str(Path(__file__).parent))
-import jobs
-from test_strategies import torchrun
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +45,7 @@ def cases() -> list[dict[str, Any]]:
 def test_strategies_beside_other_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = jobs.make_home(tmp_path / "home")
     (home / "cases.json").write_text(json.dumps(cases()))
-    out = torchrun(2, home, str(Path(jobs.__file__)), "cases.json", "results.json")
+    out = jobs.torchrun(2, home, "cases.json", "results.json")
     results = json.loads((home / "results.json").read_text())
     assert {name: result["error"] for name, result in results.items() if result["error"]} == {}, out
     expected = [frugal.run([*COMMON, *words]) for words, _, _ in TOGETHER]

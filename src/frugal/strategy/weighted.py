@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from frugal.measure.meter import Lean
@@ -21,6 +23,20 @@ class Weighted(Strategy):
     divide by the ranks, those means are of unequal numbers; `DataModule.weight` says by how much a rank's counts more.
     Works with any LightningModule, and multiplies nothing where all shares are equal.
     """
+
+    def figures(self) -> dict[str, Any]:
+        """What was done, for the record: how many ranks, and of the network how many parameters each side of their mesh
+        shares out, and how many values rank 0 had."""
+        module = self.lightning_module
+        parameters = list(module.parameters()) if module is not None else []
+        cut: Counter[str] = Counter()
+        for parameter in parameters:
+            if isinstance(parameter, DTensor):
+                names = parameter.device_mesh.mesh_dim_names or ()
+                placements = zip(names, parameter.placements, strict=True)
+                cut.update(name for name, placed in placements if not placed.is_replicate())
+        values = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in parameters)
+        return {"ranks": dist.get_world_size(), "shared_out": dict(cut), "values_a_rank": values}
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
         module = self.lightning_module

@@ -1,4 +1,4 @@
-"""Jobs of several ranks, one after another, in one set of processes: `torchrun jobs.py CASES.json RESULTS.json`.
+"""Jobs of several ranks, one after another, in one set of processes: `torchrun rank_jobs.py CASES.json RESULTS.json`.
 
 A case is {"name", "words", and what else `run_case` knows}. Rank 0 goes through them, the others follow. One set of
 processes for many jobs: each would import for seconds.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,18 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     stop.unlink(missing_ok=True)
     found = sorted(Path("logs", case["name"]).glob("*"))
     return {"error": error, "folders": [str(folder.resolve()) for folder in found]}
+
+
+def torchrun(ranks: int, home: Path, *arguments: str) -> str:
+    """Run this file on so many processes; what they said."""
+    import frugal
+
+    source = str(Path(frugal.__file__).parents[1])
+    env = {**os.environ, "FRUGAL_LOG_DIR": str(home / "logs"), "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    words = [*launcher, str(Path(__file__).resolve()), *arguments]
+    done = subprocess.run(words, cwd=home, env=env, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
 
 
 def main() -> int:
