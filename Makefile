@@ -2,6 +2,7 @@
 # pyproject.toml or constraints.txt change.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ARGS ?=
+WORKERS ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,11 +34,11 @@ $(STAMP): pyproject.toml constraints.txt
 train: $(STAMP)  ## run the default experiment; ARGS="data=mnist optim.lr=0.05" changes it
 	@$(BIN)/frugal train $(ARGS)
 
-test: $(STAMP)  ## run the quick tests; ARGS="-k name" picks some
-	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+test: $(STAMP)  ## run the quick tests, one worker for each core; ARGS="-k name" picks some, WORKERS=0 runs them in one process
+	$(BIN)/python -m pytest -q -m "not slow" -n $(WORKERS) --maxprocesses 8 $(ARGS)
 
 test-all: $(STAMP)  ## run every test, the slow ones too
-	$(BIN)/python -m pytest -q -m "" $(ARGS)
+	$(BIN)/python -m pytest -q -m "" -n $(WORKERS) --maxprocesses 8 $(ARGS)
 
 lint: $(STAMP)  ## check style, formatting and types
 	$(BIN)/ruff check .

@@ -99,7 +99,7 @@ def test_every_import_is_declared(root: Path, project: dict[str, Any]) -> None:
     by_import = importlib.metadata.packages_distributions()
     declared = {
         canonicalize_name(r.name)
-        for r in requirements(project, ("text", "wandb", "tensorboard", "mlflow", "pruning", "zstd", "onnx", "gpu"))
+        for r in requirements(project, tuple(set(project["optional-dependencies"]) - {"dev", "all"}))
     }
     undeclared: dict[str, str] = {}
     for path in sorted((root / "src" / "frugal").rglob("*.py")):
@@ -227,8 +227,7 @@ def test_make_test_leaves_the_slow_tests_out(made: Path) -> None:
     make(made, "test")
     make(made, "test-all")
     quick, everything = calls(made)
-    assert quick.endswith("-m not slow")
-    assert everything.endswith("-m ")
+    assert "-m not slow " in quick and "not slow" not in everything and " -m  " in everything
 
 
 def test_make_refuses_a_python_that_is_too_old(made: Path) -> None:

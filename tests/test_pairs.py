@@ -237,7 +237,7 @@ def test_with_rounded_activations(network: str, pruning: str | None, teachers: A
         ("distillation=hidden", r"distillation=hidden .* trainer\.max_epochs=0: nobody is trained, so"),
         ("distillation=soft_targets", r"distillation=soft_targets .* nobody is trained, so nobody is taught"),
         ("distillation=soft_targets data=diabetes model=linear", r"distillation=soft_targets needs data\.task to be"),
-        ("quantization=static_int8 precision=fp64", r"quantization=static_int8 .*\.precision=64-true"),
+        ("quantization=static_int8 precision=fp64", r"quantization=static_int8 .*precision\.mode=64-true"),
         ("quantization=qat_int8 precision=bf16_true", r"quantization=qat_int8 .* precision\.mode=bf16-true"),
         ("pruning=gradual run.weights=best", r"pruning=gradual cannot be combined with run\.weights=best"),
         ("quantization=codebook callbacks=ema", r"quantization=codebook cannot be combined with callbacks\.ema"),

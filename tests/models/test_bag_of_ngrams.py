@@ -192,7 +192,9 @@ def test_counting_comes_before_the_first_step_and_only_once() -> None:
 
 def test_data_without_a_training_split_is_refused() -> None:
     module = _module(BagOfNGrams(20, 2, prior="naive_bayes", buckets=512))
-    module._trainer = SimpleNamespace(datamodule=None, is_global_zero=True)  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(
+        datamodule=None, is_global_zero=True, world_size=1, distributed_sampler_kwargs=None
+    )  # type: ignore[assignment]
     with pytest.raises(SettingsError, match=r"prior=naive_bayes counts on a data module's training split"):
         module.on_train_start()
 

@@ -108,7 +108,9 @@ def test_fitted_once_in_training_time_and_never_trained(monkeypatch: pytest.Monk
 def test_data_without_training_images_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"model=patch_cnn takes its first layer from .* call network\.fit"):
         module = PatchClassifier(small())
-        module._trainer = SimpleNamespace(datamodule=None, is_global_zero=True)  # type: ignore[assignment]
+        module._trainer = SimpleNamespace(
+            datamodule=None, is_global_zero=True, world_size=1, distributed_sampler_kwargs=None
+        )  # type: ignore[assignment]
         module.on_train_start()
         module.training_step((torch.zeros(2, *SHAPE), torch.zeros(2, dtype=torch.int64)), 0)
 
