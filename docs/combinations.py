@@ -65,8 +65,9 @@ def page() -> str:
 
     parts = [
         "# What works together",
-        "Made by `make docs` from the rules of the options. A dash is refused before data load, with the reason that is numbered below; the rest is run by the tests on two or four "
-        "CPU processes (`precision=fp8` with `quantization.emulate=true`), what says CUDA nowhere yet. Elsewhere `precision=tf32` and `compile=cuda_graphs` are refused.",
+        "Made by `make docs` from the rules of the options. A dash is refused before data load, with the reason that "
+        "is numbered below. The rest is run by the tests on two or four CPU processes (`precision=fp8` with "
+        "`quantization.emulate=true`); what says CUDA has run nowhere yet, and is refused elsewhere.",
     ]
     for one, two in PAIRS:
         heads = [f"`{one}=` \\ `{two}=`", *(f"`{option}`" for option in GROUPS[two])]

@@ -48,7 +48,7 @@ def test_the_page_is_what_the_rules_say() -> None:
     ids=" ".join,
 )  # fmt: skip
 def test_what_is_refused_says_why(pair: tuple[str, str]) -> None:
-    with pytest.raises(RefusedError, match="cannot be combined with .*: .*choose "):
+    with pytest.raises(RefusedError, match=r"cannot be combined with .*: .*choose "):
         frugal.run([*TINY, *SAID.words(*pair)])
 
 
