@@ -44,17 +44,18 @@ def set_fingerprint(record: Record, cfg: DictConfig, data: DataModule, trainer: 
     """What must agree between two runs that are compared."""
     device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
     ranks = trainer.world_size if trainer is not None else 1
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    names = {"cpu": processor_name, "cuda": lambda: torch.cuda.get_device_name(device)}
+    kind = names.get(device.type, lambda: device.type)()
     record.fingerprint = Fingerprint(
-        device=processor_name() if device.type == "cpu" else f"{ranks}x {kind}" if ranks > 1 else kind,
+        device=f"{ranks}x {kind}" if ranks > 1 else kind,
         threads=torch.get_num_threads(),
         python=platform.python_version(),
         torch=torch.__version__,
         lightning=pl.__version__,
         frugal=frugal.__version__,
         data_sha256=data.sha256(),
-        # data.batch_size is that of all ranks together
         precision=precision_name(cfg),
+        # data.batch_size is that of all ranks together
         effective_batch=data.batch_size * int(cfg.trainer.accumulate_grad_batches) if trainer is not None else None,
     )
 

@@ -97,7 +97,7 @@ class Opened:
     def until(self, condition: str) -> None:
         """Wait for a condition, asked from outside: a function of playwright's own that polls in the page would need
         `eval`, which the page forbids."""
-        for _ in range(200):
+        for _ in range(600):
             if self.page.evaluate(condition):
                 return
             self.page.wait_for_timeout(50)
