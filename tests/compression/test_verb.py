@@ -23,6 +23,8 @@ def run(home: Path, tmp_path: Path) -> Path:
 def test_a_technique_acts_on_a_finished_run_without_training(run: Path, tmp_path: Path) -> None:
     outcome = frugal("compress", str(run), "pruning=magnitude", "pruning.density=0.5", "coding=zstd", "measure=none")
     assert outcome.code == 0, outcome.err
+    assert "Pruning" in outcome.out and "Coding" in outcome.out  # the run's summary
+    assert f"Beside {run}: test/accuracy" in outcome.out and "times smaller" in outcome.out
     (made,) = runs(tmp_path / "logs", "compress")
     record, before = Record.read(made), Record.read(run)
     assert record.run.steps_executed == 0 and (made / "model.frugal").is_file()
@@ -30,6 +32,15 @@ def test_a_technique_acts_on_a_finished_run_without_training(run: Path, tmp_path
     assert record.config["seed"] == before.config["seed"] and record.config["model"] != before.config["model"]
     assert record.size.file_bytes < before.size.file_bytes  # type: ignore[operator]
     assert "val/accuracy" in record.quality  # of the artefact: choices are made on it
+
+
+@pytest.mark.onnx
+def test_a_coded_onnx_file_is_compressed_from_its_checkpoint(home: Path, tmp_path: Path) -> None:
+    record = package.run([*SHORT, "quantization=static_int8", "coding=zstd", "measure=none"])
+    coded = tmp_path / "logs" / "default" / record.run.name
+    assert (coded / "model.frugal").is_file()
+    outcome = frugal("compress", str(coded), "pruning=magnitude", "measure=none")
+    assert outcome.code == 0, outcome.err
 
 
 @pytest.mark.slow

@@ -57,9 +57,29 @@ def test_an_excluded_layer_stays_and_is_listed() -> None:
     x = torch.randn(4, 1, 28, 28)
     quantized = technique.finalize(LeNet5([1, 28, 28], 10).eval(), [x])
     figures = technique.figures()
-    assert figures["quantized"] == {"Gemm": 2} and len(figures["left"]) == 2
+    assert figures["quantized"] == {"Gemm": 2} and figures["left"] == ["conv1", "conv2"]
     assert quantized.plain_weights()["conv1.weight"].dtype == torch.float32
     assert figures["status"] == "converted"
+
+
+@pytest.mark.parametrize(("few", "left", "bounds"), [(3, ["conv1"], 1), (0, [], 0), (20, ["conv1", "conv2"], 1)])
+def test_convolutions_of_few_channels_stay_in_floats(few: int, left: list[str], bounds: int) -> None:
+    """The rounding of a pooling's output is held behind the pooling; that changes no value."""
+    import onnx
+
+    torch.manual_seed(0)
+    network = LeNet5([1, 28, 28], 10).eval()
+    x = torch.randn(64, 1, 28, 28)
+    technique = StaticInt8(few_channels=few)
+    quantized = technique.finalize(network, [x])
+    assert technique.figures()["left"] == left
+    graph = onnx.load_from_string(quantized.content).graph
+    clips = [node for node in graph.node if node.op_type == "Clip"]
+    made_by = {output: node.op_type for node in graph.node for output in node.output}
+    assert len(clips) == bounds and all(made_by[clip.input[0]] in ("MaxPool", "Reshape") for clip in clips)
+    with torch.no_grad():
+        expected = network(x)
+    assert (quantized(x) - expected).abs().max() < 0.1 * expected.abs().max()
 
 
 def test_a_language_model_computes_its_products_in_int8() -> None:
@@ -80,6 +100,7 @@ def test_a_language_model_computes_its_products_in_int8() -> None:
         ({"calibration": "guess"}, "quantization.calibration=guess"),
         ({"samples": 0}, "quantization.samples=0"),
         ({"percentile": 10.0}, "quantization.percentile=10"),
+        ({"few_channels": -1}, "quantization.few_channels=-1"),
     ],
 )
 def test_bad_settings_are_refused(words: dict[str, object], says: str) -> None:

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from frugal.coding import cosine
 from frugal.coding.encoding import encodings_of
-from frugal.errors import SettingsError
+from frugal.errors import RunError, SettingsError
 from frugal.quantization.rate import PricedWeights, Rate, Stepped, step_gradient_scale
 
 
@@ -161,3 +161,9 @@ def test_bad_input() -> None:
         Rate(step=0)
     with pytest.raises(SettingsError, match=r"quantization\.largest=0: the least value is 1"):
         Rate(largest=0)
+
+
+def test_a_diverged_training_is_said_in_one_line() -> None:
+    quantizer = priced(WEIGHT)
+    with pytest.raises(RunError, match="weights became NaN or infinite"):
+        quantizer.count(torch.full_like(WEIGHT, torch.nan))

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import yaml
 
-from frugal import compose, settings
+from frugal import compose, console, settings
 from frugal.compression.plan import Targets
 from frugal.errors import RunError, SettingsError, did_you_mean
 from frugal.paths import find_weights, shown
 from frugal.record import Record
+from frugal.report import summary
+from frugal.report.figures import is_share
+from frugal.report.units import percent, significant, size
 
 HELP = """usage: frugal compress RUN [KEY=VALUE ...]
 
@@ -45,7 +48,9 @@ def main(words: Sequence[str]) -> int:
     source, given, targets = parse(words)
     base = words_of(source, given)
     if not targets.wanted:
-        run([*base, *given])
+        made, folder = run([*base, *given])
+        console.say(summary(made, folder))
+        console.say(beside(Record.read(source), made, source))
         return 0
     from frugal.compression.search import search
 
@@ -103,7 +108,23 @@ def words_of(source: Path, given: Sequence[str]) -> list[str]:
 def weights_of(source: Path) -> Path:
     """What training can begin with."""
     weights = find_weights(source)
-    return source / "checkpoints" / "last.ckpt" if weights.suffix == ".onnx" else weights
+    by_onnx = str(Record.read(source).techniques.get("quantization", {}).get("backend", "")).startswith("onnxruntime")
+    return source / "checkpoints" / "last.ckpt" if weights.suffix == ".onnx" or by_onnx else weights
+
+
+def beside(before: Record, after: Record, source: Path) -> str:
+    """What became of the quality and the bytes of the run that was compressed, in one line."""
+    said, both = [], (before, after)
+    for name in ("test/accuracy", "test/r2", "test/loss"):
+        if name in before.quality and name in after.quality:
+            one, other = (percent(r.quality[name]) if is_share(name) else significant(r.quality[name], 4) for r in both)
+            said.append(f"{name} {one} to {other}")
+            break
+    if before.size.file_bytes and after.size.file_bytes:
+        larger = after.size.file_bytes / before.size.file_bytes
+        times = f"{larger:.3g} times larger" if larger > 1 else f"{1 / larger:.3g} times smaller"
+        said.append(f"{size(before.size.file_bytes)} to {size(after.size.file_bytes)}, {times}")
+    return f"Beside {shown(source)}: {', '.join(said) or 'no figure in common'}"
 
 
 def run(words: Sequence[str]) -> tuple[Record, Path]:

@@ -69,14 +69,20 @@ class OnnxInt8(Technique):
         graph = onnx.load(file).graph
         found = []
         for node in graph.node:
-            layers = {name.rpartition(".")[0] for name in node.input if name.endswith((".weight", ".bias"))}
+            layers = _layers(node)
             if any(fnmatchcase(layer, pattern) for layer in layers for pattern in self.exclude):
                 found.append(node.name)
         return found
 
 
+def _layers(node: Any) -> list[str]:
+    """Module paths of the layers whose floats a node takes."""
+    return sorted({name.rpartition(".")[0] for name in node.input if name.endswith((".weight", ".bias"))})
+
+
 def _what_was_quantized(before: Path, after: Path) -> dict[str, Any]:
-    """Operators by kind that compute in int8, and those of a kind that can be quantized which stayed in fp32."""
+    """Operators by kind that compute in int8, and the layers (or operators without weights of their own) of a kind that
+    can be quantized which stayed in fp32."""
     import onnx
 
     graph = onnx.load(after).graph
@@ -93,7 +99,7 @@ def _what_was_quantized(before: Path, after: Path) -> dict[str, Any]:
             ):
                 quantized[node.op_type] = quantized.get(node.op_type, 0) + 1
             else:
-                stayed.append(node.name)
+                stayed.extend(_layers(node) or [node.name])
     return {"quantized": quantized, "left": stayed}
 
 

@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 
 from frugal.coding import cosine
 from frugal.coding.encoding import Encoding
-from frugal.errors import SettingsError
+from frugal.errors import RunError, SettingsError
 from frugal.pruning.masks import per_layer
 from frugal.quantization.fake import QuantizedTraining, Quantizer, Target, whole
 
@@ -239,6 +239,8 @@ class PricedWeights(Quantizer):
     def _codes(self, weight: Tensor) -> Tensor:
         """Whole numbers, as floats. A weight that lost rows since has lost those that are not used."""
         codes = whole(self._numbered(weight.detach()), self.log_step.detach().exp(), self.largest)
+        if not codes.isfinite().all():
+            raise RunError("quantization=rate: weights became NaN or infinite; the training diverged, lower optim.lr")
         if len(weight) == self.built:
             codes[self.units :] = 0
         return codes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,9 +123,8 @@ def _figures(record: Record) -> list[tuple[str, str]]:
     lines.append(("Compute", f"{flops.removeprefix(', ') or absent('compute.flops_per_step')}; MFU {mfu}"))
 
     for name, applied in record.techniques.items():
-        lines.append(
-            (name.capitalize(), ", ".join(f"{key.replace('_', ' ')} {_plain(v)}" for key, v in applied.items()))
-        )
+        said = [f"{key.replace('_', ' ')} {_plain(v)}" for key, v in applied.items() if v not in (None, [], {})]
+        lines.append((name.capitalize(), ", ".join(said)))
 
     joules = record.energy.train_j
     reason = f" ({one_line(record.energy.reason)})" if record.energy.reason else ""
@@ -134,6 +134,13 @@ def _figures(record: Record) -> list[tuple[str, str]]:
 
 
 def _plain(value: Any) -> str:
+    """As people write it: no quotes, four digits of a float."""
+    if isinstance(value, Mapping):
+        return "(" + ", ".join(f"{one_line(key)} {_plain(v)}" for key, v in value.items()) + ")"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    if isinstance(value, float):
+        return significant(value, 4) if math.isfinite(value) else str(value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else one_line(str(value))
 
 
