@@ -215,6 +215,8 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str:
     missing = re.search(r"Could not find '([^']+)'", text)
     if missing and "Available options" in text:
         group, _, option = missing.group(1).rpartition("/")
+        if group == "hydra/launcher" and option.startswith("submitit_"):
+            return "launch: SLURM's launcher is not installed; install it with: pip install 'frugal-ml[slurm]'"
         options = re.findall(r"^\t(.+)$", text.partition("\nConfig search path")[0], flags=re.MULTILINE)
         return f"{group}={option}: {settings.did_you_mean(option, options)}"
     primary = re.search(r"Cannot find primary config '([^']+)'", text)

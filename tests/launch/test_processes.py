@@ -276,3 +276,9 @@ def test_slurms_launcher_on_this_machine(home: Path, tmp_path: Path) -> None:
     # and another launcher finds them done
     assert start(home, logs, [word for word in words if not word.startswith("launch=")]).wait(120) == 0
     assert [Record.read(run).run.started_at for run in runs(logs)] == before
+
+
+def test_a_launcher_that_is_not_installed(home: Path) -> None:
+    """submitit's other launchers are named as those that `launch=slurm` looks for."""
+    line = frugal("train", "-m", "hydra/launcher=submitit_nowhere", "seed=0,1").error
+    assert line == "frugal: launch: SLURM's launcher is not installed; install it with: pip install 'frugal-ml[slurm]'"
